@@ -1,0 +1,43 @@
+# Two commands do all the set-up on a fresh machine: `make up` and `make test`.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+# vLLM's CPU build needs PyTorch's CPU build, which PyTorch keeps on an index of its own.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH := torch==2.13.0+cpu
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+UP_ARGS ?=
+
+.PHONY: up test venv lint unit cluster-test clean
+
+up: venv  ## router and 1P1D vLLM on this machine, until Ctrl-C; UP_ARGS="--pools 2P1D" for more
+	@exec $(BIN)/headrace up $(UP_ARGS)
+
+test: venv lint  ## everything CI runs
+	$(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: venv  ## the tests that need no engine: a minute
+	$(BIN)/python -m pytest -m "not cluster"
+
+venv: $(VENV)/.installed
+
+# One stamp for the environment: made again when the lock or the package's metadata change.
+$(VENV)/.installed: requirements-cpu.lock pyproject.toml
+	@echo "environment: $(VENV) (a few minutes and 3 GB the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "environment: PyTorch for CPU"
+	@$(PIP) install --no-deps '$(TORCH)' 2>/dev/null || $(PIP) install --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
+	@echo "environment: locked packages"
+	@$(PIP) install --no-deps -r requirements-cpu.lock
+	@echo "environment: headrace"
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

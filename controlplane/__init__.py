@@ -1,0 +1,1 @@
+"""Composition, configuration, command line, slow loops. The only package that names concrete classes of all others."""

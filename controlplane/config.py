@@ -1,0 +1,190 @@
+"""One YAML file into one frozen, typed tree. The only place that reads configuration.
+
+Each package declares the types of its own section (`settings.py`); this module puts them together, loads them, and
+words the errors: key, value, what is allowed.
+"""
+
+import difflib
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kvstore.leases import without_password
+from kvstore.settings import RedisSettings
+from router.settings import ListenSettings, RouterSettings
+from workers.settings import EngineSettings
+
+_MODEL_CONFIG = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(BaseModel):
+    """What is served."""
+
+    model_config = _MODEL_CONFIG
+
+    path: str | None = Field(None, min_length=1, description="folder of the checkpoint; none: the demo model")
+    name: str | None = Field(None, min_length=1, description="name clients ask for; none: the folder's name")
+
+
+class PoolSettings(BaseModel):
+    """How many workers of each role: xPyD."""
+
+    model_config = _MODEL_CONFIG
+
+    prefill: int = Field(1, ge=0, le=10_000, description="workers that compute prompts for others")
+    decode: int = Field(1, ge=0, le=10_000, description="workers that answer, on blocks handed to them")
+    mixed: int = Field(0, ge=0, le=10_000, description="workers that do both for themselves")
+
+    @model_validator(mode="after")
+    def _can_answer(self) -> "PoolSettings":
+        if self.decode + self.mixed == 0:
+            raise ValueError("at least one decode or mixed worker is needed: nobody could answer a client")
+        return self
+
+
+class TelemetrySettings(BaseModel):
+    """OpenTelemetry traces."""
+
+    model_config = _MODEL_CONFIG
+
+    otlp_endpoint: str | None = Field(None, pattern=r"^https?://.+", description="collector; none: no traces")
+    otlp_protocol: Literal["grpc", "http"] = Field("grpc", description="OTLP over gRPC or HTTP/protobuf")
+    sample_ratio: float = Field(1.0, ge=0.0, le=1.0, description="share of new traces; a client's decision is kept")
+
+
+class Config(BaseModel):
+    """The whole configuration."""
+
+    model_config = _MODEL_CONFIG
+
+    model: ModelSettings = ModelSettings()
+    pools: PoolSettings = PoolSettings()
+    engine: EngineSettings = EngineSettings()
+    router: RouterSettings = RouterSettings()
+    admin: ListenSettings = ListenSettings(port=8002)
+    redis: RedisSettings = RedisSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    state_dir: str = Field("~/.cache/headrace", min_length=1, description="converted demo model, logs, sockets")
+
+    @property
+    def state_path(self) -> Path:
+        """`state_dir`, expanded."""
+        return Path(self.state_dir).expanduser().absolute()
+
+
+class ConfigError(Exception):
+    """One line for each thing that is wrong."""
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
+        self.problems = tuple(problems)
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = (), pools: str | None = None) -> Config:
+    """The file's tree, with `key.path=value` overrides and an xPyD shape on top. Raises ConfigError."""
+    source = str(path) if path is not None else "defaults"
+    tree = _read(path) if path is not None else {}
+    for override in overrides:
+        _set(tree, override)
+    if pools is not None:
+        tree["pools"] = parse_pools(pools)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(source, [_explain(item) for item in error.errors()]) from None
+
+
+def parse_pools(text: str) -> dict[str, int]:
+    """`2P1D`, `1P1D1M`, `3M` as pool sizes; raises ConfigError."""
+    matches = re.fullmatch(r"(?:(\d+)P)?(?:(\d+)D)?(?:(\d+)M)?", text.upper())
+    if not text or matches is None:
+        raise ConfigError("--pools", [f"{text!r} is not a shape; allowed: xPyD, xPyDzM or zM, such as 2P1D"])
+    prefill, decode, mixed = (int(count or 0) for count in matches.groups())
+    return {"prefill": prefill, "decode": decode, "mixed": mixed}
+
+
+def dump_config(config: Config) -> str:
+    """The whole tree as YAML, defaults included, passwords masked."""
+    tree = config.model_dump(mode="json")
+    if tree["redis"]["url"]:
+        tree["redis"]["url"] = without_password(tree["redis"]["url"])
+    return yaml.safe_dump(tree, sort_keys=False)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice instead of dropping one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"cannot be read: {error}"]) from None
+    try:
+        tree = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(str(path), [f"is not valid YAML: {error}"]) from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(str(path), ["must be a mapping of sections: " + ", ".join(Config.model_fields)])
+    return tree
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError("--set", [f"{override!r} must be key.path=value, such as engine.dtype=float32"])
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError("--set", [f"{override!r}: the value is not valid YAML: {error}"]) from None
+    *sections, leaf = key.split(".")
+    for section in sections:
+        child = tree.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError("--set", [f"{override!r}: {section} is not a section"])
+        tree = child
+    tree[leaf] = value
+
+
+def _explain(item: Mapping[str, Any]) -> str:
+    """One pydantic error, worded for the person who wrote the file."""
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(location) or "(top)"
+    if item["type"] == "extra_forbidden":
+        allowed = sorted(_fields_at(location[:-1]))
+        close = difflib.get_close_matches(location[-1], allowed, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"{key}: unknown key; {hint}allowed here: {', '.join(allowed)}"
+    message = item["msg"].removeprefix("Value error, ")
+    if isinstance(item["input"], Mapping):
+        return f"{key}: {message}"
+    return f"{key}: {item['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(location: Sequence[str]) -> set[str]:
+    model: type[BaseModel] = Config
+    for part in location:
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        found = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
+        if not found:
+            return set()
+        model = found[0]
+    return set(model.model_fields)

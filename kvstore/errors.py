@@ -1,0 +1,17 @@
+"""Failures of the shared store, named for the person who has to fix them."""
+
+
+class KvStoreError(Exception):
+    """Root of every failure raised by this package."""
+
+
+class RedisUnavailableError(KvStoreError):
+    """Redis did not answer. `url` carries no password.
+
+    At start this is fatal; later it is not: routers go on with the workers they know (architecture law 5).
+    """
+
+    def __init__(self, url: str, cause: str) -> None:
+        super().__init__(f"Redis at {url} does not answer: {cause}")
+        self.url = url
+        self.cause = cause

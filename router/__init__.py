@@ -1,0 +1,1 @@
+"""The data path: listeners, the decision core, and carrying decisions out."""

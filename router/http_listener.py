@@ -1,0 +1,212 @@
+"""The HTTP front door of one router process: OpenAI routes, health, metrics.
+
+`/healthz`: the process runs. `/readyz`: a request would be served.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+
+import msgspec
+from aiohttp import web
+
+from router.errors import ApiError, bad_request, internal, too_large
+from router.intake import take_in
+from router.interfaces import Tracing
+from router.service import RouterService
+from router.settings import RouterSettings
+from workers.engine_metrics import FORWARDED_ROUTES
+
+_log = logging.getLogger(__name__)
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class PortTakenError(Exception):
+    """A listening port is in use; says which setting chooses it."""
+
+
+def bind(host: str, port: int, setting: str) -> socket.socket:
+    """A socket that this node's router processes share; raises PortTakenError."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise PortTakenError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another with {setting}"
+        ) from error
+    return sock
+
+
+class HttpListener:
+    """Serves one bound socket."""
+
+    def __init__(self, service: RouterService, settings: RouterSettings, tracing: Tracing) -> None:
+        self._service = service
+        self._settings = settings
+        self._tracing = tracing
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, sock: socket.socket) -> None:
+        """Accept connections from now on."""
+        app = web.Application(middlewares=[_errors_as_json], client_max_size=self._settings.max_body_bytes)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/v1/models", self._list_models)
+        app.router.add_get("/v1/models/{model:.+}", self._get_model)
+        for route in sorted(FORWARDED_ROUTES):
+            app.router.add_post(route, self._infer)
+        # handler_cancellation: a client that goes away cancels its request, all the way to the engine.
+        self._runner = web.AppRunner(
+            app,
+            handle_signals=False,
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=self._settings.drain_s,
+        )
+        await self._runner.setup()
+        await web.SockSite(self._runner, sock, backlog=1024).start()
+
+    async def stop(self) -> None:
+        """Stop accepting, let requests finish for `drain_s`, then cut them."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _infer(self, http: web.Request) -> web.StreamResponse:
+        route = http.path
+        with self._tracing.request(f"POST {route}", http.headers) as trace:
+            with trace.step("receive") as span:
+                raw_body = await self._read_body(http)
+                intake = take_in(route, raw_body, http.headers, self._service, self._settings)
+                span.set(request_id=intake.public_id, model=intake.request.model, stream=intake.call.stream)
+            sink = _HttpSink(http, intake.public_id)
+            try:
+                await self._service.serve(intake.request, intake.call, sink, trace)
+            except ApiError as error:
+                if not sink.started:
+                    return _error_response(error, intake.public_id)
+                # Part of the answer is out. Closing without the final chunk is the only truthful end of it.
+                _log.warning("request %s: %s", intake.public_id, error)
+                sink.cut()
+            except ConnectionResetError:
+                _log.debug("request %s: the client went away", intake.public_id)
+            return await sink.finish()
+
+    async def _read_body(self, http: web.Request) -> bytes:
+        if (http.content_length or 0) > self._settings.max_body_bytes:
+            raise too_large(self._settings.max_body_bytes)
+        try:
+            return await http.read()
+        except web.HTTPRequestEntityTooLarge as error:
+            raise too_large(self._settings.max_body_bytes) from error
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return _json_response({"status": "ok"})
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        models = self._service.routable_models()
+        if models:
+            return _json_response({"status": "ready", "models": models})
+        workers = {worker.spec.id: worker.phase for worker in self._service.fleet()}
+        return _json_response({"status": "not ready", "workers": workers}, status=503, headers=self._retry_after())
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(
+            body=self._service.metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4"}
+        )
+
+    async def _list_models(self, _: web.Request) -> web.Response:
+        return _json_response({"object": "list", "data": list(self._models().values())})
+
+    async def _get_model(self, http: web.Request) -> web.Response:
+        name = http.match_info["model"]
+        model = self._models().get(name)
+        if model is None:
+            raise bad_request(f"the model {name!r} does not exist here", code="model_not_found", status=404)
+        return _json_response(model)
+
+    def _models(self) -> dict[str, dict[str, object]]:
+        return {
+            worker.spec.model: {
+                "id": worker.spec.model,
+                "object": "model",
+                "created": worker.spec.epoch // 1000,
+                "owned_by": "headrace",
+                "max_model_len": worker.spec.max_model_len_tokens,
+            }
+            for worker in self._service.fleet()
+            if worker.spec.model in self._service.routable_models()
+        }
+
+    def _retry_after(self) -> dict[str, str]:
+        return {"Retry-After": str(max(1, round(self._settings.retry_after_s)))}
+
+
+class _HttpSink:
+    """The client's side of one answer."""
+
+    def __init__(self, http: web.Request, public_id: str) -> None:
+        self._http = http
+        self._public_id = public_id
+        self._response: web.StreamResponse | None = None
+
+    @property
+    def started(self) -> bool:
+        """The status line is out."""
+        return self._response is not None
+
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        """Send status and headers."""
+        self._response = web.StreamResponse(status=status, headers={**headers, "x-request-id": self._public_id})
+        await self._response.prepare(self._http)
+
+    async def write(self, chunk: bytes) -> None:
+        """Send bytes; waits while the client's buffer is full."""
+        assert self._response is not None
+        await self._response.write(chunk)
+
+    async def finish(self) -> web.StreamResponse:
+        """End the answer."""
+        assert self._response is not None
+        if self._http.transport is not None:
+            await self._response.write_eof()
+        return self._response
+
+    def cut(self) -> None:
+        """Break the connection in the middle of the answer."""
+        if self._http.transport is not None:
+            self._http.transport.abort()
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except ApiError as error:
+        return _error_response(error)
+    except web.HTTPNotFound:
+        return _error_response(bad_request(f"there is no {request.path} here", code="unknown_route", status=404))
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        message = f"{request.method} is not allowed on {request.path}; use {allowed}"
+        return _error_response(bad_request(message, code="method_not_allowed", status=405))
+    except (web.HTTPException, asyncio.CancelledError, ConnectionResetError):
+        raise
+    except Exception:
+        _log.exception("%s %s failed", request.method, request.path)
+        return _error_response(internal())
+
+
+def _error_response(error: ApiError, public_id: str | None = None) -> web.Response:
+    headers = error.headers() | ({"x-request-id": public_id} if public_id else {})
+    return web.Response(status=error.status, body=error.body(), content_type="application/json", headers=headers)
+
+
+def _json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.Response(
+        status=status, body=msgspec.json.encode(value), content_type="application/json", headers=headers
+    )

@@ -1,0 +1,32 @@
+"""The `router` section of the configuration."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ListenSettings(BaseModel):
+    """One listening socket."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(ge=0, le=65535, description="TCP port; 0: any free one")
+
+
+class RouterSettings(BaseModel):
+    """The front door."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    replicas: int = Field(1, ge=1, le=256, description="router processes; those of a node share its ports")
+    http: ListenSettings = ListenSettings(port=8000)
+    grpc: ListenSettings = ListenSettings(port=8001)
+    max_body_bytes: int = Field(32 << 20, ge=1024, description="larger request bodies get 413")
+    unknown_fields: Literal["reject", "pass"] = Field(
+        "reject", description="fields that neither OpenAI nor the engine knows: a 400 that names them, or passed on"
+    )
+    max_attempts: int = Field(3, ge=1, le=10, description="workers tried before a request fails")
+    retry_after_s: float = Field(2.0, ge=0.1, description="Retry-After when no worker can serve")
+    idle_timeout_s: float = Field(600.0, ge=1.0, description="an engine silent for this long has failed the request")
+    drain_s: float = Field(10.0, ge=0.0, description="in-flight requests may finish for this long on shutdown")

@@ -1,0 +1,42 @@
+"""decode_body, for any JSON object: the client's object and the handle, the client's bytes first (law 8)."""
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.openai import CHAT_ROUTE, parse_body
+from tests.property.json_bodies import raw_bodies, text, values
+from workers.kv_connector import HANDLE_FIELD, KvHandle, decode_body, parse_handle
+
+fields = st.dictionaries(text.filter(lambda name: name != HANDLE_FIELD), values, min_size=1, max_size=6)
+params = st.dictionaries(text, values, max_size=4)
+
+
+@given(raw_bodies(fields), params)
+def test_the_decode_body_is_the_original_object_and_the_handle(raw: bytes, handle: dict[str, object]) -> None:
+    spliced = decode_body(raw, KvHandle("e", 1, handle))
+    assert json.loads(spliced) == {**json.loads(raw), HANDLE_FIELD: handle}
+
+
+@given(raw_bodies(fields), params)
+def test_the_original_bytes_are_a_prefix(raw: bytes, handle: dict[str, object]) -> None:
+    """Up to the closing brace; nothing between is written anew, so 1.50 stays 1.50."""
+    open_object = raw.rstrip()[:-1]
+    assert decode_body(raw, KvHandle("e", 1, handle)).startswith(open_object)
+
+
+@given(raw_bodies(fields.map(lambda f: {**f, "model": "m", HANDLE_FIELD: None})), params)
+def test_the_handle_wins_over_a_null_that_parse_body_lets_through(raw: bytes, handle: dict[str, object]) -> None:
+    assert parse_body(CHAT_ROUTE, raw).model == "m"
+    assert json.loads(decode_body(raw, KvHandle("e", 1, handle)))[HANDLE_FIELD] == handle
+
+
+@given(params, text, st.integers(0, 2**40))
+def test_a_handle_survives_the_way_from_the_prefill_reply_to_the_decode_call(
+    extra: dict[str, object], engine_id: str, num_tokens: int
+) -> None:
+    sent = {**extra, "remote_engine_id": engine_id, "remote_num_tokens": num_tokens}
+    handle = parse_handle(json.dumps({"choices": [], HANDLE_FIELD: sent}).encode())
+    assert (handle.engine_id, handle.num_tokens) == (engine_id, num_tokens)
+    assert json.loads(decode_body(b'{"model":"m"}', handle))[HANDLE_FIELD] == sent

@@ -1,0 +1,115 @@
+"""From settings to the command line and environment of one vLLM server. Pure."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from workers.settings import EngineSettings
+from workers.types import Role
+
+# What a child may see of its parent's environment: enough to find programs, libraries, devices and a home.
+INHERITED_ENV = (
+    "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SSL_CERT_FILE",
+    "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "CUDA_HOME",
+)  # fmt: skip
+INHERITED_ENV_PREFIXES = ("UCX_", "NCCL_", "NIXL_", "HF_")
+
+# Not 0: then the API server hangs with its connections. The supervisor has drained the engine before it stops it.
+_ENGINE_SHUTDOWN_S = "1"
+
+_KV_ROLE = {Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer", Role.MIXED: "kv_both"}
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePorts:
+    """Ports of one engine, all on `EngineSettings.host`."""
+
+    http: int
+    nixl_side_channel: int
+    kv_events: int
+    kv_replay: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCommand:
+    """What to start."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+def build_engine_command(
+    settings: EngineSettings,
+    *,
+    role: Role,
+    model_path: str,
+    model_name: str,
+    ports: EnginePorts,
+    parent_env: Mapping[str, str],
+    otlp_endpoint: str | None = None,
+) -> EngineCommand:
+    """The command of one engine. `argv` has no program: it follows `python -m`."""
+    argv = [
+        "vllm.entrypoints.openai.api_server",
+        "--model", model_path,
+        "--served-model-name", model_name,
+        "--host", settings.host,
+        "--port", str(ports.http),
+        "--dtype", settings.dtype,
+        "--kv-cache-dtype", settings.kv_cache_dtype,
+        "--block-size", str(settings.block_size_tokens),
+        "--shutdown-timeout", _ENGINE_SHUTDOWN_S,
+        "--kv-transfer-config", json.dumps(_kv_transfer(settings, role)),
+        "--kv-events-config", json.dumps(_kv_events(settings, ports)),
+        "--enable-prompt-tokens-details",
+    ]  # fmt: skip
+    if settings.max_model_len_tokens is not None:
+        argv += ["--max-model-len", str(settings.max_model_len_tokens)]
+    if settings.device == "cpu":
+        argv += ["--enforce-eager"]
+    if otlp_endpoint is not None:
+        argv += ["--otlp-traces-endpoint", otlp_endpoint]
+    return EngineCommand((*argv, *settings.extra_args), _env(settings, ports, parent_env))
+
+
+def _kv_transfer(settings: EngineSettings, role: Role) -> dict[str, object]:
+    return {
+        "kv_connector": "NixlConnector",
+        "kv_role": _KV_ROLE[role],
+        "kv_buffer_device": settings.device,
+        # A decode that cannot read the blocks computes them itself: late, but right (architecture section 5).
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {"kv_lease_duration": settings.kv_lease_s},
+    }
+
+
+def _kv_events(settings: EngineSettings, ports: EnginePorts) -> dict[str, object]:
+    return {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": f"tcp://{settings.host}:{ports.kv_events}",
+        "replay_endpoint": f"tcp://{settings.host}:{ports.kv_replay}",
+        "topic": "kv",
+    }
+
+
+def _env(settings: EngineSettings, ports: EnginePorts, parent_env: Mapping[str, str]) -> dict[str, str]:
+    env = {
+        name: value
+        for name, value in parent_env.items()
+        if name in INHERITED_ENV or name.startswith(INHERITED_ENV_PREFIXES)
+    }
+    env |= {
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",  # a served model is a folder; nothing is fetched at start
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": settings.host,
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(ports.nixl_side_channel),
+    }
+    if settings.device == "cpu":
+        env |= {
+            "VLLM_CPU_KVCACHE_SPACE": f"{settings.kv_cache_bytes / (1 << 30):g}",
+            "OMP_NUM_THREADS": str(settings.threads),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
+    return env | settings.env

@@ -1,0 +1,98 @@
+"""Questions to one engine over HTTP: is it there, what is it, how loaded is it, does it still make tokens?"""
+
+from dataclasses import dataclass
+
+import aiohttp
+import msgspec
+
+from workers.engine_metrics import EngineMetrics, parse_metrics, parse_routes
+from workers.settings import EngineSettings
+
+# A wedged engine answers /health with 200 for ever (engine output thread dead), so only tokens prove life.
+_PROBE_BODY = {"prompt": "a", "max_tokens": 1, "temperature": 0}
+
+
+class EngineNotAnsweringError(Exception):
+    """The engine did not answer a question in time, or not with what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineIdentity:
+    """What an engine says about itself once, after its start."""
+
+    model: str
+    max_model_len_tokens: int
+    routes: dict[str, tuple[str, ...]]
+    metrics: EngineMetrics
+
+
+class EngineProbe:
+    """One engine's questioner. `address` is http://host:port."""
+
+    def __init__(self, session: aiohttp.ClientSession, address: str, settings: EngineSettings) -> None:
+        self._session = session
+        self._address = address
+        self._settings = settings
+        self._tokens_done = -1.0
+
+    async def is_healthy(self) -> bool:
+        """The HTTP server is up (which says nothing about the engine behind it)."""
+        try:
+            async with self._session.get(f"{self._address}/health", timeout=_timeout(5.0)) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
+
+    async def identity(self) -> EngineIdentity:
+        """Model, routes and capacity; raises EngineNotAnsweringError."""
+        models = msgspec.json.decode(await self._get("/v1/models"))
+        openapi = msgspec.json.decode(await self._get("/openapi.json"))
+        try:
+            model = models["data"][0]
+            return EngineIdentity(
+                model=str(model["id"]),
+                max_model_len_tokens=int(model.get("max_model_len") or 0),
+                routes=parse_routes(openapi),
+                metrics=await self.metrics(),
+            )
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise EngineNotAnsweringError(f"/v1/models of {self._address} is not a model list: {error!r}") from error
+
+    async def metrics(self) -> EngineMetrics:
+        """Counters now; raises EngineNotAnsweringError."""
+        return parse_metrics((await self._get("/metrics")).decode())
+
+    async def check_alive(self, model: str, routes: dict[str, tuple[str, ...]]) -> None:
+        """Return if tokens were made since the last call or one is made now; else raise EngineNotAnsweringError."""
+        tokens_done = (await self.metrics()).tokens_done
+        progressed = tokens_done > self._tokens_done >= 0
+        self._tokens_done = tokens_done
+        if not progressed and "/v1/completions" in routes:
+            await self.make_one_token(model)
+
+    async def make_one_token(self, model: str) -> None:
+        """A real request for one token; raises EngineNotAnsweringError."""
+        try:
+            async with self._session.post(
+                f"{self._address}/v1/completions",
+                json={**_PROBE_BODY, "model": model},
+                timeout=_timeout(self._settings.probe_timeout_s),
+            ) as response:
+                body = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise EngineNotAnsweringError(f"no token within {self._settings.probe_timeout_s:g} s: {error!r}") from error
+        if response.status != 200:
+            raise EngineNotAnsweringError(f"a one-token request got {response.status}: {body[:200]!r}")
+
+    async def _get(self, path: str) -> bytes:
+        try:
+            async with self._session.get(f"{self._address}{path}", timeout=_timeout(30.0)) as response:
+                if response.status != 200:
+                    raise EngineNotAnsweringError(f"GET {path} of {self._address} got {response.status}")
+                return await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise EngineNotAnsweringError(f"GET {path} of {self._address}: {error!r}") from error
+
+
+def _timeout(total_s: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=total_s)

@@ -1,0 +1,51 @@
+"""The `engine` section of the configuration."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from workers.engine_args import check_env, check_extra_args
+
+# vLLM's CPU backend starts with other KV dtypes and then corrupts its output, so nothing else is let through.
+# The CUDA backend supports more; each is added here once it has been seen to work.
+KvCacheDtype = Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+class EngineSettings(BaseModel):
+    """One vLLM engine; every worker of the cluster runs the same one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: Literal["cpu", "cuda"] = Field("cpu", description="which vLLM build runs here")
+    host: str = Field("127.0.0.1", min_length=1, description="address engines bind to; reachable by routers only")
+    dtype: Dtype = Field("auto", description="weights and activations")
+    kv_cache_dtype: KvCacheDtype = Field("auto", description="only what the backend really supports")
+    kv_cache_bytes: int = Field(1 << 30, ge=64 << 20, description="KV memory of one engine (device: cpu)")
+    block_size_tokens: int = Field(32, description="tokens in a KV block", ge=8, le=256, multiple_of=8)
+    max_model_len_tokens: int | None = Field(None, ge=16, description="longest context; none: the model's own")
+    threads: int = Field(1, ge=1, le=512, description="OpenMP threads of one engine (device: cpu)")
+    kv_lease_s: int = Field(30, ge=6, le=3600, description="how long a prefill worker keeps blocks nobody pulls")
+    start_timeout_s: float = Field(600.0, ge=1.0, description="an engine not ready by then is restarted")
+    probe_interval_s: float = Field(10.0, ge=0.5, description="how often an idle engine must answer one token")
+    probe_timeout_s: float = Field(60.0, ge=0.5, description="an engine that takes longer is wedged: restarted")
+    shutdown_timeout_s: float = Field(10.0, ge=0.0, description="in-flight requests may finish for this long")
+    max_backoff_s: float = Field(60.0, ge=0.1, description="longest pause between two starts of a failing engine")
+    extra_args: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="further vLLM arguments, passed on as they are; some are reserved"
+    )
+    env: dict[str, str] = Field(default_factory=dict, description="further environment of the engine process")
+    num_cpus: float = Field(0.0, ge=0.0, description="CPUs Ray reserves for one worker")
+    num_gpus: float = Field(0.0, ge=0.0, description="GPUs Ray reserves for one worker")
+
+    @field_validator("extra_args")
+    @classmethod
+    def _no_reserved_argument(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        check_extra_args(value)
+        return value
+
+    @field_validator("env")
+    @classmethod
+    def _no_reserved_variable(cls, value: dict[str, str]) -> dict[str, str]:
+        check_env(value)
+        return value

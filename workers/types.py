@@ -1,0 +1,60 @@
+"""What a worker is, as the rest of Headrace sees it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kvstore.types import WorkerId
+
+
+class Role(StrEnum):
+    """What a worker is for."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    MIXED = "mixed"
+
+
+class Phase(StrEnum):
+    """Where a worker is in its life. Only READY workers are chosen."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What does not change while an engine runs. `epoch` counts the engine's starts under this id."""
+
+    id: WorkerId
+    role: Role
+    model: str
+    address: str  # http://host:port of the engine's OpenAI server; empty while it starts
+    epoch: int
+    kv_blocks_total: int
+    block_size_tokens: int
+    max_model_len_tokens: int
+    routes: Mapping[str, tuple[str, ...]]  # route -> top-level request fields it knows; empty: not known
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLoad:
+    """What the engine reported last."""
+
+    running_seqs: int
+    waiting_seqs: int
+    kv_blocks_used: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """A worker now."""
+
+    spec: WorkerSpec
+    phase: Phase
+    load: WorkerLoad
+
+
+NO_LOAD = WorkerLoad(running_seqs=0, waiting_seqs=0, kv_blocks_used=0)

@@ -5,6 +5,7 @@ import functools
 import io
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,9 @@ def local_ray() -> Iterator[None]:
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  Ray's default of 15 would be inherited by every engine
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # A terminal's Ctrl-C goes to the whole process group. Ray's processes inherit this mask, so that it reaches only us
+    # and the engines are drained before anything under them ends.
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     ray.init(
         address="local",
         include_dashboard=False,
@@ -87,6 +91,7 @@ def local_ray() -> Iterator[None]:
         object_store_memory=100 << 20,
         namespace=APPLICATION,
     )
+    signal.pthread_sigmask(signal.SIG_SETMASK, previous)
     try:
         yield
     finally:

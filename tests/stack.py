@@ -106,7 +106,7 @@ def stop_and_list_survivors(process: "subprocess.Popen[str]", timeout_s: float =
     """SIGINT, wait for the end; command lines of descendants that outlive it by more than a few seconds."""
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     if process.poll() is None:
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
     try:
         process.wait(timeout=timeout_s)
     except subprocess.TimeoutExpired:

@@ -8,6 +8,10 @@ the grace period, means: SIGKILL now. The guard is a child subreaper, so grandch
 found. It exits with the command's exit status (128 + signal number where a signal ended it, 127 where it could not
 be started).
 
+It is two processes: the one that was started only waits, and the guard proper is its child, in a session of its own.
+Ray, when it ends a worker process in a hurry, kills that process's children; the guard, a grandchild, is left to do
+its work, and takes the death of the first process as its owner's.
+
 Standard library only: it has to start in milliseconds and stay small. Linux only.
 """
 
@@ -29,10 +33,26 @@ KILL_NOW = b"k"
 
 
 def main(argv: list[str]) -> int:
-    """Start the command, wait for its end or the owner's, leave nobody behind."""
-    grace_s, command = float(argv[0]), argv[1:]
+    """Run the guard proper and pass on its exit status; if it was killed, finish its work."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    guard_pid = os.fork()
+    if guard_pid == 0:
+        os.setsid()
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        code = _guard(float(argv[0]), argv[1:], libc)
+        sys.stderr.flush()
+        os._exit(code)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _: os.kill(guard_pid, signum))
+    _, status = os.waitpid(guard_pid, 0)
+    _bury_everybody()
+    return _exit_status(os.waitstatus_to_exitcode(status))
+
+
+def _guard(grace_s: float, command: list[str], libc: ctypes.CDLL) -> int:
+    """Start the command, wait for its end or the owner's, leave nobody behind."""
     wake_r, wake_w = os.pipe()
     os.set_blocking(wake_w, False)
     signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
@@ -50,6 +70,12 @@ def main(argv: list[str]) -> int:
     _wait(child, wake_r, grace_s)
     _kill_descendants()
     code = child.wait()
+    _bury_everybody()
+    return _exit_status(code)
+
+
+def _exit_status(code: int) -> int:
+    """As a shell says it: 128 + signal number."""
     return 128 - code if code < 0 else code
 
 
@@ -73,16 +99,22 @@ def _wait(child: "subprocess.Popen[bytes]", wake_r: int, grace_s: float) -> None
                     kill_at_s = time.monotonic() + grace_s
 
 
-def _kill_descendants() -> None:
-    """SIGKILL until nobody is left: a dying parent may fork between two looks."""
-    for _ in range(100):
-        alive = [pid for pid in _descendants(os.getpid()) if not _is_zombie(pid)]
-        if not alive:
+def _bury_everybody() -> None:
+    """Return when nobody is left: whoever loses its parent becomes our child, so no child means no descendant."""
+    for _ in range(250):
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
             return
-        for pid in alive:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
+        _kill_descendants()  # again: a dying parent may have forked since we looked
+        time.sleep(0.01)
+
+
+def _kill_descendants() -> None:
+    for pid in _descendants(os.getpid()):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _descendants(root: int) -> list[int]:
@@ -98,13 +130,6 @@ def _descendants(root: int) -> list[int]:
         found += children
         queue += children
     return found
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (OSError, IndexError):
-        return True
 
 
 if __name__ == "__main__":

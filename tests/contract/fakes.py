@@ -61,7 +61,7 @@ def run_with_fakes(test: Callable[[Fakes], Awaitable[None]], *settings: FakeSett
 async def wait_until(condition: Callable[[], bool]) -> None:
     """Look until `condition` holds, ten seconds at most."""
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  (plain attributes: there is nothing to wait on)
+        while not condition():
             await asyncio.sleep(0.01)
 
 

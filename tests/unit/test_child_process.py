@@ -16,10 +16,13 @@ import pytest
 from workers.child_process import ChildProcess, PrefixedLog
 
 ENV = {"PATH": os.environ["PATH"]}
-PYTHON = [sys.executable, "-I", "-S", "-u", "-c"]
+# Prints are flushed as whole lines: several processes share one pipe.
+PYTHON = [sys.executable, "-I", "-S", "-c"]
 
 # Prints "ready" once SIGTERM is ignored, so that a test cannot be faster than the child.
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready'); time.sleep(60)"
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+)
 # A daemon as in the textbook: two forks and a session of its own. Ignores SIGTERM; prints its pid.
 DAEMON = """
 import os, signal, sys, time
@@ -65,7 +68,7 @@ async def child(*argv: str, grace_s: float = 10.0) -> AsyncIterator[tuple[ChildP
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -116,7 +119,7 @@ def test_lines_of_both_streams_arrive_in_order_and_complete() -> None:
 
 def test_lines_arrive_while_it_runs() -> None:
     async def test() -> None:
-        async with child(*PYTHON, "import time; print('first'); time.sleep(60)") as (process, lines):
+        async with child(*PYTHON, "import time; print('first', flush=True); time.sleep(60)") as (process, lines):
             await lines.until("first")
             assert process.returncode is None
 
@@ -159,10 +162,10 @@ def test_stop_lets_the_command_end_by_itself() -> None:
         script = """
 import signal, sys, time
 def stop(*_):
-    print("bye")
+    print("bye", flush=True)
     sys.exit(5)
 signal.signal(signal.SIGTERM, stop)
-print("ready")
+print("ready", flush=True)
 time.sleep(60)
 """
         async with child(*PYTHON, script) as (process, lines):
@@ -242,8 +245,8 @@ def test_grandchildren_that_ignore_sigterm_die_too(end: str) -> None:
         script = f"""
 import os, subprocess, sys, time
 for _ in range(3):
-    child = subprocess.Popen([sys.executable, "-I", "-S", "-u", "-c", {STUBBORN!r}])
-    print("grandchild", child.pid)
+    child = subprocess.Popen([sys.executable, "-I", "-S", "-c", {STUBBORN!r}])
+    print("grandchild", child.pid, flush=True)
 time.sleep(60)
 """
         async with child(*PYTHON, script, grace_s=1.0) as (process, lines):
@@ -286,7 +289,7 @@ OWNER = """
 import asyncio, sys
 from workers.child_process import ChildProcess
 async def main():
-    command = [sys.executable, "-I", "-S", "-u", "-c", sys.argv[1]]
+    command = [sys.executable, "-I", "-S", "-c", sys.argv[1]]
     child = await ChildProcess.start(command, {}, grace_s=0.5, log=lambda line: print(line, flush=True))
     print("guard", child.pid, flush=True)
     await child.wait()
@@ -296,7 +299,7 @@ asyncio.run(main())
 
 def test_everything_dies_with_an_owner_that_is_killed() -> None:
     """An owner that has no chance to clean up: SIGKILL, or the kernel's out-of-memory killer."""
-    command = DAEMON + "print('command', os.getpid()); exec(" + repr(STUBBORN) + ")"
+    command = DAEMON + "print('command', os.getpid(), flush=True); exec(" + repr(STUBBORN) + ")"
     root = Path(__file__).resolve().parents[2]
     with subprocess.Popen(
         [sys.executable, "-c", OWNER, command],
@@ -317,14 +320,17 @@ def test_everything_dies_with_an_owner_that_is_killed() -> None:
         until_dead(processes)
 
 
-def test_the_command_dies_with_its_guard() -> None:
+def test_everything_dies_when_the_guard_is_killed() -> None:
+    """Ray kills the children of a worker process that it ends: the first process of the guard is one of them."""
+
     async def test() -> None:
-        async with child(*PYTHON, f"import os; print('command', os.getpid()); {STUBBORN}") as (process, lines):
+        command = DAEMON + f"print('command', os.getpid(), flush=True); exec({STUBBORN!r})"
+        async with child(*PYTHON, command, grace_s=0.5) as (process, lines):
             await lines.until("ready")
-            (command,) = pids(await lines.until("command"))
+            found = pids(await lines.until("command")) + pids(await lines.until("daemon"))
             os.kill(process.pid, signal.SIGKILL)
             await process.wait()
-            until_dead([command])
+            until_dead(found)
 
     run(test)
 

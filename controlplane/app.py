@@ -89,6 +89,7 @@ async def _route(
             await stop.wait()
         finally:
             await asyncio.gather(http.stop(), grpc.stop())
+            follower.stop()
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
 

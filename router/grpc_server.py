@@ -6,6 +6,7 @@ when a worker is lost.
 """
 
 import asyncio
+import contextlib
 import logging
 import uuid
 from collections.abc import Mapping
@@ -242,10 +243,9 @@ class _Health:
                 last = now
             if stopping:
                 return
-            try:
-                await asyncio.wait_for(self._stopping.wait(), _WATCH_PERIOD_S)
-            except TimeoutError:
-                pass
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_WATCH_PERIOD_S):
+                    await self._stopping.wait()
 
     def _knows(self, name: str) -> bool:
         return name in ("", _SERVICE)

@@ -86,7 +86,9 @@ class EngineProbe:
 
     async def _get(self, path: str) -> bytes:
         try:
-            async with self._session.get(f"{self._address}{path}", timeout=_timeout(30.0)) as response:
+            async with self._session.get(
+                f"{self._address}{path}", timeout=_timeout(self._settings.probe_timeout_s)
+            ) as response:
                 if response.status != 200:
                     raise EngineNotAnsweringError(f"GET {path} of {self._address} got {response.status}")
                 return await response.read()

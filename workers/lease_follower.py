@@ -24,13 +24,20 @@ class LeaseFollower:
         self._on_change = on_change
         self._membership = Membership(settings.lease_s)
         self._refused: set[WorkerId] = set()
+        self._stopping = False
         self.redis_up = True  # the last look worked
 
     async def run(self) -> None:
-        """Look whenever there is news, at the latest every heartbeat, until cancelled."""
+        """Look whenever there is news, at the latest every heartbeat, until `stop` and a cancellation."""
         await self.look()
         async for _ in self._store.changes(self._settings.heartbeat_s):
+            if self._stopping:
+                return
             await self.look()
+
+    def stop(self) -> None:
+        """Let `run` end at its next step, also when redis-py swallows the cancellation that was to end it now."""
+        self._stopping = True
 
     async def look(self) -> None:
         """One look at all leases."""

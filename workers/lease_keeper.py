@@ -5,6 +5,7 @@ Redis answers.
 """
 
 import asyncio
+import contextlib
 import logging
 
 from kvstore.errors import RedisUnavailableError
@@ -27,6 +28,7 @@ class LeaseKeeper:
         self._changed = asyncio.Event()
         self._announce = True
         self._reachable = True
+        self._stopping = False
 
     @property
     def state(self) -> WorkerState:
@@ -42,14 +44,18 @@ class LeaseKeeper:
             self._changed.set()
 
     async def run(self) -> None:
-        """Renew until cancelled."""
-        while True:
+        """Renew until `stop` is called. Ended that way and not by cancellation: redis-py swallows some of those."""
+        while not self._stopping:
             await self._renew()
-            try:
-                await asyncio.wait_for(self._changed.wait(), self._settings.heartbeat_s)
-            except TimeoutError:
-                pass
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.heartbeat_s):
+                    await self._changed.wait()
             self._changed.clear()
+
+    def stop(self) -> None:
+        """Let `run` end after the renewal under way."""
+        self._stopping = True
+        self._changed.set()
 
     async def leave(self) -> None:
         """Say goodbye: routers drop the worker now instead of after the lease. Call when `run` has ended."""

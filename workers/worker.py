@@ -110,7 +110,8 @@ async def run_joined(
                     )
                     keeper.update(WorkerState(current, Phase.READY, load))
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), redis.heartbeat_s)
+                    async with asyncio.timeout(redis.heartbeat_s):
+                        await stop.wait()
 
 
 def new_spec(worker_id: WorkerId, role: Role, model: str) -> WorkerSpec:
@@ -139,6 +140,6 @@ async def _lease(
         try:
             yield keeper
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            keeper.stop()
+            await task
             await keeper.leave()

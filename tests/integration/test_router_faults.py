@@ -188,7 +188,8 @@ def test_redis_away_costs_nothing_but_news(tmp_path: Path) -> None:
     async def test(made: Fleet) -> None:
         await one_p_one_d(made)
         socket_path = made.redis_url.removeprefix("unix://")
-        (server,) = [p for p in psutil.process_iter(["cmdline"]) if socket_path in (p.info["cmdline"] or [])]
+        family = psutil.Process().children(recursive=True)
+        (server,) = [p for p in family if "valkey" in p.name() and socket_path in " ".join(p.cmdline())]
         server.send_signal(signal.SIGSTOP)
         try:
             server.kill()

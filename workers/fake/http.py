@@ -131,8 +131,8 @@ class FakeHttp:
         if post is not None and request.method == "POST":
             return post(decode_object(raw, request.headers.get("Content-Type", "")))
         if get is not None or post is not None or request.path in GENERATION_ROUTES:
-            raise RefusedError(405, "Method Not Allowed", "Method Not Allowed")
-        return web.json_response({"detail": "Not Found"}, status=404)  # FastAPI's own, not OpenAI's
+            return web.json_response({"detail": "Method Not Allowed"}, status=405)  # FastAPI's own form, not OpenAI's
+        return web.json_response({"detail": "Not Found"}, status=404)
 
     def _metrics(self) -> web.Response:
         text = render_metrics(self._settings, self._core.counters, self._core.gauges)

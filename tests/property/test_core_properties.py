@@ -30,7 +30,7 @@ from router.types import Request
 from tests.builders import ROUTES, make_core, make_request, make_worker
 from workers.types import Phase, Role, WorkerState
 
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS = 2
 WORKER_IDS = [WorkerId(f"w{i}") for i in range(5)]
 UNKNOWN = RequestId("never seen")
 
@@ -38,11 +38,11 @@ worker_ids = st.sampled_from(WORKER_IDS)
 workers = st.builds(
     make_worker,
     worker_ids,
-    st.sampled_from(Role),
+    st.sampled_from([Role.MIXED, Role.MIXED, Role.DECODE, Role.DECODE, Role.PREFILL]),
     phase=st.sampled_from([Phase.READY] * 4 + [Phase.STARTING, Phase.DRAINING, Phase.LOST]),
-    model=st.sampled_from(["m", "m", "other"]),
+    model=st.sampled_from(["m", "m", "m", "other"]),
     epoch=st.integers(1, 3),
-    routes=st.sampled_from([ROUTES, ROUTES, {CHAT_ROUTE: ()}, {}]),
+    routes=st.sampled_from([ROUTES, ROUTES, ROUTES, {CHAT_ROUTE: ()}, {}]),
     running_seqs=st.integers(0, 5),
     waiting_seqs=st.integers(0, 2),
 )
@@ -57,7 +57,7 @@ class Live:
     decode: WorkerId
     prefill: WorkerId  # the decode worker, where it does its own prefill
     prefill_over: bool = False
-    aborted: bool = False
+    aborted_by: WorkerId | None = None
     failed: set[WorkerId] = field(default_factory=set)
 
     def needs(self, worker_id: WorkerId) -> bool:
@@ -67,7 +67,7 @@ class Live:
 class CoreMachine(RuleBasedStateMachine):
     """Every event goes to the core and to the twin; whatever the core says has to fit the twin."""
 
-    @initialize(seed=st.integers(0, 9), fleet=st.lists(workers, min_size=1, max_size=5))
+    @initialize(seed=st.integers(0, 9), fleet=st.lists(workers, min_size=2, max_size=6))
     def start(self, seed: int, fleet: list[WorkerState]) -> None:
         self.seed = seed
         self.core = make_core(seed, max_attempts=MAX_ATTEMPTS)
@@ -87,7 +87,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule(
         model=st.sampled_from(["m", "m", "m", "other", "unknown"]),
-        route=st.sampled_from([CHAT_ROUTE, COMPLETION_ROUTE, "/v1/embeddings"]),
+        route=st.sampled_from([CHAT_ROUTE, CHAT_ROUTE, COMPLETION_ROUTE, "/v1/embeddings"]),
         num_prompt_tokens=st.integers(1, 10_000),
         can_hand_off=st.booleans(),
     )
@@ -99,11 +99,21 @@ class CoreMachine(RuleBasedStateMachine):
         self.check_answer(request, self.tell(RequestArrived(request)), attempt=1, failed=set())
 
     @precondition(lambda self: self.live)
-    @rule(data=st.data(), retriable=st.booleans(), by_prefill=st.booleans())
+    @rule(data=st.data(), retriable=st.sampled_from([True, True, True, False]), by_prefill=st.booleans())
     def fails(self, data: st.DataObject, retriable: bool, by_prefill: bool) -> None:
         request_id = data.draw(st.sampled_from(sorted(self.live)))
+        self.fail(request_id, self.live[request_id].prefill if by_prefill else self.live[request_id].decode, retriable)
+
+    @precondition(lambda self: any(live.aborted_by for live in self.live.values()))
+    @rule()
+    def aborted_attempts_fail(self) -> None:
+        """What an Abort is answered with."""
+        for request_id, live in list(self.live.items()):
+            if live.aborted_by is not None:
+                self.fail(request_id, live.aborted_by, retriable=True)
+
+    def fail(self, request_id: RequestId, worker_id: WorkerId, retriable: bool) -> None:
         live = self.live.pop(request_id)
-        worker_id = live.prefill if by_prefill else live.decode
         commands = self.tell(RequestFailed(request_id, live.attempt, worker_id, retriable))
         if retriable:
             self.check_answer(live.request, commands, live.attempt + 1, live.failed | {worker_id})
@@ -167,11 +177,11 @@ class CoreMachine(RuleBasedStateMachine):
         doomed = [
             Abort(request_id, live.attempt, worker_id)
             for request_id, live in self.live.items()
-            if expected and live.needs(worker_id) and not live.aborted
+            if expected and live.needs(worker_id) and live.aborted_by is None
         ]
         assert Counter(commands) == Counter(doomed)
         for abort in doomed:
-            self.live[abort.request_id].aborted = True
+            self.live[abort.request_id].aborted_by = worker_id
 
     def check_answer(self, request: Request, commands: list[Command], attempt: int, failed: set[WorkerId]) -> None:
         """Core invariants 1, 2 and 4: one answer, on workers that can serve and have not failed the request."""

@@ -239,6 +239,26 @@ def test_a_signal_to_the_guard_is_passed_on() -> None:
     run(test)
 
 
+def test_a_guard_that_waits_for_the_grace_period_burns_no_cpu() -> None:
+    def cpu_ticks(pid: int) -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    async def test() -> None:
+        async with child(*PYTHON, STUBBORN, grace_s=1.0) as (process, lines):
+            await lines.until("ready")
+            guard = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+            assert process._guard.stdin is not None
+            process._guard.stdin.close()  # as by the owner's death
+            await asyncio.sleep(0.1)
+            before = cpu_ticks(guard)
+            await asyncio.sleep(0.7)
+            assert cpu_ticks(guard) - before < 0.2 * os.sysconf("SC_CLK_TCK")
+            assert await process.wait() == 128 + signal.SIGKILL
+
+    run(test)
+
+
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_grandchildren_that_ignore_sigterm_die_too(end: str) -> None:
     async def test() -> None:

@@ -7,6 +7,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := torch==2.13.0+cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 UP_ARGS ?=
+START := $(shell date +%s)
+say = @printf '[%6.1f s] %-8s %s\n' "$$(( $$(date +%s) - $(START) ))" "$(1)" "$(2)"
 
 .PHONY: up test venv lint unit cluster-test clean
 
@@ -29,15 +31,16 @@ venv: $(VENV)/.installed
 
 # One stamp for the environment: made again when the lock or the package's metadata change.
 $(VENV)/.installed: requirements-cpu.lock pyproject.toml
-	@echo "environment: $(VENV) (a few minutes and 3 GB the first time)"
+	$(call say,python,$(VENV): once; a few minutes and 3 GB)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "environment: PyTorch for CPU"
+	$(call say,python,PyTorch for CPU)
 	@$(PIP) install --no-deps '$(TORCH)' 2>/dev/null || $(PIP) install --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
-	@echo "environment: locked packages"
+	$(call say,python,the locked packages ...)
 	@$(PIP) install --no-deps -r requirements-cpu.lock
-	@echo "environment: headrace"
+	$(call say,python,headrace itself)
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
+	$(call say,python,done)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -47,7 +47,13 @@ class GrpcServer:
 
     async def start(self, host: str, port: int) -> int:
         """Accept calls from now on; return the bound port. Raises PortTakenError."""
-        options = [("grpc.so_reuseport", 1), ("grpc.max_receive_message_length", self._settings.max_body_bytes)]
+        options = [
+            ("grpc.so_reuseport", 1),
+            ("grpc.max_receive_message_length", self._settings.max_body_bytes),
+            # A long prefill sends nothing: clients that keep such a call alive with pings are not cut off for it.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
         server = grpc.aio.server(options=options)
         pb_grpc.add_InferenceServicer_to_server(self._inference, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

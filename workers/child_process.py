@@ -99,7 +99,7 @@ class PrefixedLog:
 
     def __call__(self, line: str) -> None:
         """Write one line."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: closed
             self._file.write(f"[{self._prefix}] {line}\n")
 
     def close(self) -> None:

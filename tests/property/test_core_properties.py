@@ -1,7 +1,7 @@
 """RouterCore and Ledger against a naive twin, over random histories. Numbers are invariants of the two modules."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -160,6 +160,13 @@ class CoreMachine(RuleBasedStateMachine):
         restarted = known is not None and known.spec.epoch != state.spec.epoch
         self.fleet[state.spec.id] = state
         self.check_aborts(self.tell(WorkerChanged(state)), state.spec.id, expected=restarted)
+
+    @precondition(lambda self: self.fleet)
+    @rule(data=st.data())
+    def worker_restarts(self, data: st.DataObject) -> None:
+        state = self.fleet[data.draw(st.sampled_from(sorted(self.fleet)))]
+        spec = replace(state.spec, epoch=state.spec.epoch + 1)
+        self.worker_changes(replace(state, spec=spec, phase=Phase.READY))
 
     @rule(worker_id=worker_ids)
     def worker_goes(self, worker_id: WorkerId) -> None:

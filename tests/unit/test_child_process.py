@@ -409,3 +409,12 @@ def test_a_full_disk_costs_lines_and_nothing_else() -> None:
         log.close()
 
     run(test)
+
+
+def test_lines_after_the_log_is_closed_are_lost_and_nothing_else(tmp_path: Path) -> None:
+    log = PrefixedLog(tmp_path / "w.log", "w")
+    log("one")
+    log.close()
+    log("two")
+    log.close()
+    assert (tmp_path / "w.log").read_text() == "[w] one\n"

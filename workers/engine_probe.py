@@ -45,9 +45,9 @@ class EngineProbe:
 
     async def identity(self) -> EngineIdentity:
         """Model, routes and capacity; raises EngineNotAnsweringError."""
-        models = msgspec.json.decode(await self._get("/v1/models"))
-        openapi = msgspec.json.decode(await self._get("/openapi.json"))
+        raw_models, raw_openapi = await self._get("/v1/models"), await self._get("/openapi.json")
         try:
+            models, openapi = msgspec.json.decode(raw_models), msgspec.json.decode(raw_openapi)
             model = models["data"][0]
             return EngineIdentity(
                 model=str(model["id"]),
@@ -55,12 +55,16 @@ class EngineProbe:
                 routes=parse_routes(openapi),
                 metrics=await self.metrics(),
             )
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise EngineNotAnsweringError(f"/v1/models of {self._address} is not a model list: {error!r}") from error
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            raise EngineNotAnsweringError(f"{self._address} does not answer like a vLLM server: {error!r}") from error
 
     async def metrics(self) -> EngineMetrics:
         """Counters now; raises EngineNotAnsweringError."""
-        return parse_metrics((await self._get("/metrics")).decode())
+        raw = await self._get("/metrics")
+        try:
+            return parse_metrics(raw.decode())
+        except ValueError as error:
+            raise EngineNotAnsweringError(f"/metrics of {self._address} is not Prometheus text: {error!r}") from error
 
     async def check_alive(self, model: str, routes: dict[str, tuple[str, ...]]) -> None:
         """Return if tokens were made since the last call or one is made now; else raise EngineNotAnsweringError."""

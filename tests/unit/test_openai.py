@@ -264,10 +264,10 @@ def test_an_official_client_is_never_refused() -> None:
 
 
 def test_a_huge_field_name_is_refused_quickly_and_quoted_briefly() -> None:
-    started_at_s = time.monotonic()
+    cpu_s = time.process_time()
     with pytest.raises(ApiError) as caught:
         check_fields(["x" * 10_000_000], {"model"})
-    assert time.monotonic() - started_at_s < 1.0
+    assert time.process_time() - cpu_s < 1.0
     assert len(caught.value.body()) < 500
 
 

@@ -82,16 +82,18 @@ def local_ray() -> Iterator[None]:
     # A terminal's Ctrl-C goes to the whole process group. Ray's processes inherit this mask, so that it reaches only us
     # and the engines are drained before anything under them ends.
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        num_cpus=1,  # one idle worker process is started for each
-        object_store_memory=100 << 20,
-        namespace=APPLICATION,
-    )
-    signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            num_cpus=1,  # one idle worker process is started for each
+            object_store_memory=100 << 20,
+            namespace=APPLICATION,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
     try:
         yield
     finally:

@@ -3,23 +3,37 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
+from typing import Any
 
 from controlplane.config import Config
 from controlplane.telemetry import build_tracing
+from kvstore.board import open_board
+from kvstore.fleet_index import FleetIndex
+from kvstore.index_follower import IndexFollower
+from kvstore.kv_log import open_kv_log
 from kvstore.leases import open_leases
+from kvstore.prefix_index import PrefixIndex
 from kvstore.types import WorkerId
-from router.core import RouterCore
+from router.build import build_core, core_recipe
+from router.decision_store import DecisionHistory, DecisionStore
 from router.dispatch import Dispatcher
+from router.explain import Explainer
 from router.grpc_server import GrpcServer
 from router.http_listener import HttpListener, bind
-from router.interfaces import Tracing
-from router.policy import LeastPredictedWork
+from router.intake import FrontDesk
+from router.prompt_index import PromptIndex
+from router.recorder import Recorder, new_recording_path
+from router.replicas import ReplicaExchange
 from router.service import RouterService
+from router.settings import RouterSettings
+from router.tokens.tokenizer import PromptTokenizer
+from router.tokens.types import Renderer
 from workers.client import EngineClient
 from workers.demo_model import DEMO_MODEL_NAME
 from workers.lease_follower import LeaseFollower
@@ -36,6 +50,7 @@ class RouterPlan:
     config: Config
     redis_url: str
     log_dir: str
+    renderers: Mapping[str, Renderer] = field(default_factory=dict)  # models tokenised by something of the caller's
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,50 +63,102 @@ class RouterPorts:
 
 async def run_router(plan: RouterPlan, listening: Callable[[RouterPorts], None], stop: asyncio.Event) -> None:
     """Run one router until `stop`, then drain it. Raises RedisUnavailableError or PortTakenError at the start."""
-    settings = plan.config.router
-    tracing, end_tracing = build_tracing(plan.config.telemetry)
-    client = EngineClient(idle_timeout_s=settings.idle_timeout_s)
-    try:
-        with _log_to(Path(plan.log_dir) / f"router-{os.getpid()}.log"):
-            await _route(plan, client, tracing, listening, stop)
-    finally:
-        await client.close()
-        await asyncio.to_thread(end_tracing)
+    with _log_to(Path(plan.log_dir) / f"router-{os.getpid()}.log"):
+        async with AsyncExitStack() as stack:
+            await _route(plan, stack, listening, stop)
 
 
 async def _route(
-    plan: RouterPlan,
-    client: EngineClient,
-    tracing: Tracing,
-    listening: Callable[[RouterPorts], None],
-    stop: asyncio.Event,
+    plan: RouterPlan, stack: AsyncExitStack, listening: Callable[[RouterPorts], None], stop: asyncio.Event
 ) -> None:
-    settings = plan.config.router
-    async with open_leases(plan.redis_url, plan.config.redis.namespace) as store:
-        core = RouterCore(
-            LeastPredictedWork(Random()),
-            max_attempts=settings.max_attempts,
-            retry_after_s=settings.retry_after_s,
-        )
-        service = RouterService(core, Dispatcher(client), redis_up=lambda: follower.redis_up)
-        follower = LeaseFollower(store, plan.config.redis, service.on_membership)
-        http = HttpListener(service, settings, tracing)
-        grpc = GrpcServer(service, settings, tracing)
-        await follower.look()
-        sock = bind(settings.http.host, settings.http.port, "router.http.port")
-        grpc_port = await grpc.start(settings.grpc.host, settings.grpc.port)
-        await http.start(sock)
-        following = asyncio.create_task(follower.run())
-        try:
-            ports = RouterPorts(http=sock.getsockname()[1], grpc=grpc_port)
-            _log.info("listening for HTTP on port %d, for gRPC on port %d", ports.http, ports.grpc)
-            listening(ports)
-            await stop.wait()
-        finally:
-            await asyncio.gather(http.stop(), grpc.stop())
-            follower.stop()
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+    """What is entered first is left last: listeners drain before anything under them ends."""
+    config, settings = plan.config, plan.config.router
+    tracing, end_tracing = build_tracing(config.telemetry)
+    stack.push_async_callback(asyncio.to_thread, end_tracing)
+    client = EngineClient(idle_timeout_s=settings.idle_timeout_s)
+    stack.push_async_callback(client.close)
+    leases = await stack.enter_async_context(open_leases(plan.redis_url, config.redis.namespace, config.redis))
+    tokenizer = build_tokenizer(plan)
+    stack.push_async_callback(tokenizer.close)
+    index = FleetIndex(PrefixIndex(config.index.budget_bytes))
+    prompts = PromptIndex(tokenizer, index, config.index.block_size_tokens)
+    recipe = core_recipe(settings, config.slo, seed=secrets.randbits(63))
+    replica_id = secrets.token_hex(8)
+    history = build_history(settings, replica_id)
+    observers = []
+    recorder = build_recorder(settings, recipe)
+    if recorder is not None:
+        recorder.start()
+        stack.push_async_callback(asyncio.to_thread, recorder.close)
+        observers.append(recorder.observe)
+    service = RouterService(
+        build_core(recipe), Dispatcher(client), prompts, lambda: follower.redis_up, history, observers
+    )
+    kv_log = await stack.enter_async_context(
+        open_kv_log(plan.redis_url, config.redis.namespace, config.index, config.redis)
+    )
+    board = await stack.enter_async_context(open_board(plan.redis_url, config.redis.namespace, config.redis))
+    follower = LeaseFollower(leases, config.redis, service.on_membership)
+    blocks = IndexFollower(kv_log, index, config.index, config.redis.lease_s, service.on_slots_changed)
+    exchange = ReplicaExchange(
+        board,
+        replica_id,
+        config.board,
+        history=history,
+        own_report=lambda replica_id: service.core.report(replica_id, time.monotonic()),
+        on_reports=service.handle,
+    )
+    desk = FrontDesk(settings, config.slo, prompts, digest_key=secrets.token_bytes(16))
+    http = HttpListener(service, desk, settings, tracing)
+    grpc = GrpcServer(service, desk, settings, tracing)
+    await follower.look()
+    for following in (follower, blocks, exchange):
+        stack.push_async_callback(_end, asyncio.create_task(following.run()), following.stop)
+    sock = bind(settings.http.host, settings.http.port, "router.http.port")
+    grpc_port = await grpc.start(settings.grpc.host, settings.grpc.port)
+    stack.push_async_callback(grpc.stop)
+    await http.start(sock)
+    stack.push_async_callback(http.stop)
+    ports = RouterPorts(http=sock.getsockname()[1], grpc=grpc_port)
+    _log.info("listening for HTTP on port %d, for gRPC on port %d", ports.http, ports.grpc)
+    listening(ports)
+    await stop.wait()
+
+
+def build_history(settings: RouterSettings, replica_id: str) -> DecisionHistory:
+    """What one router remembers of its decisions."""
+    explainer = Explainer(router=replica_id, policy=settings.policy, unix_offset_s=time.time() - time.monotonic())
+    return DecisionHistory(
+        explainer, DecisionStore(max_records=settings.explain.keep_requests, max_bytes=settings.explain.keep_bytes)
+    )
+
+
+def build_recorder(settings: RouterSettings, recipe: Mapping[str, Any]) -> Recorder | None:
+    """Where events and decisions are written for `headrace replay`, if the operator wants them."""
+    if settings.explain.record_dir is None:
+        return None
+    path = new_recording_path(Path(settings.explain.record_dir).expanduser())
+    return Recorder(path, recipe, max_bytes=settings.explain.record_max_bytes)
+
+
+def build_tokenizer(plan: RouterPlan) -> PromptTokenizer:
+    """The tokenizers of the cluster's own model and of those that the configuration names."""
+    settings, config = plan.config.router.tokens, plan.config
+    tokenizer = PromptTokenizer(settings)
+    folders = {model_name(config): str(model_path(config)), **settings.models}
+    for name, folder in folders.items():
+        if name not in plan.renderers:
+            tokenizer.add_model(name, Path(folder).expanduser(), config.engine.extra_args)
+    for name, renderer in plan.renderers.items():
+        tokenizer.add_renderer(name, renderer)
+    return tokenizer
+
+
+async def _end(task: "asyncio.Task[None]", stop: Callable[[], None]) -> None:
+    """By its own flag and by cancellation: redis-py swallows some of these."""
+    stop()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 @contextmanager
@@ -138,5 +205,7 @@ def worker_plan(config: Config, role: Role, redis_url: str, log_dir: Path) -> Wo
         redis_url=redis_url,
         redis=config.redis,
         log_dir=str(log_dir),
+        index=config.index,
+        kv_events=config.kv_events,
         otlp_endpoint=config.telemetry.otlp_endpoint if config.telemetry.otlp_protocol == "grpc" else None,
     )

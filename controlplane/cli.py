@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from controlplane import explain_cli
 from controlplane.config import Config, ConfigError, dump_config, load_config
 from controlplane.fleet_status import FleetStatus
 from kvstore.errors import KvStoreError
@@ -86,6 +87,9 @@ def status(
     console = Console()
     # Into a pipe or a narrow window, whole rows are worth more than a frame that fits.
     Console(width=max(console.width, 140)).print(table)
+
+
+explain_cli.register(app)
 
 
 @worker_app.command()

@@ -8,15 +8,16 @@ import difflib
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kvstore.leases import without_password
-from kvstore.settings import RedisSettings
+from kvstore.redis_url import without_password
+from kvstore.settings import BoardSettings, IndexSettings, RedisSettings
 from router.settings import ListenSettings, RouterSettings
-from workers.settings import EngineSettings
+from router.slo_settings import SloSettings
+from workers.settings import EngineSettings, KvEventSettings
 
 _MODEL_CONFIG = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,6 +66,10 @@ class Config(BaseModel):
     pools: PoolSettings = PoolSettings()
     engine: EngineSettings = EngineSettings()
     router: RouterSettings = RouterSettings()
+    slo: SloSettings = SloSettings()
+    index: IndexSettings = IndexSettings()
+    kv_events: KvEventSettings = KvEventSettings()
+    board: BoardSettings = BoardSettings()
     admin: ListenSettings = ListenSettings(port=8002)
     redis: RedisSettings = RedisSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
@@ -179,12 +184,18 @@ def _explain(item: Mapping[str, Any]) -> str:
 
 
 def _fields_at(location: Sequence[str]) -> set[str]:
+    """Keys allowed at a place in the tree, as they are written in the file; mappings of sections have any key."""
     model: type[BaseModel] = Config
-    for part in location:
-        annotation = model.model_fields[part].annotation
+    parts = iter(location)
+    for part in parts:
+        field = next((f for name, f in model.model_fields.items() if part in (name, f.alias)), None)
+        annotation: Any = field.annotation if field is not None else None
+        if get_origin(annotation) is dict:
+            next(parts, None)
+            annotation = get_args(annotation)[1]
         candidates = [annotation, *get_args(annotation)]
         found = [item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)]
         if not found:
             return set()
         model = found[0]
-    return set(model.model_fields)
+    return {field.alias or name for name, field in model.model_fields.items()}

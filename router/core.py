@@ -1,18 +1,25 @@
 """The decision core: `handle(event, now_s) -> commands`. Pure; the same code in production, tests and simulation.
 
 Invariants
- 1. A request that arrived is answered by exactly one Dispatch or Reject, and by one more for each retriable failure.
+ 1. A request that arrived is answered by exactly one Dispatch or Reject, at once or after it has waited, and by one
+    more for each retriable failure. A request that is cancelled while it waits is answered by nothing.
  2. A Dispatch's workers are reserved in the ledger when the command is returned (law 6), and released by the one
     event that ends the attempt.
  3. Events of an attempt that is not the live one change nothing.
  4. A worker that failed a request is not chosen for it again.
  5. When a worker goes, or comes back as a new epoch, every attempt that still needs it is aborted; no attempt twice.
+ 6. A request that was promised its targets is counted in every later admission until it ends.
 """
 
+import math
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from kvstore.types import RequestId, WorkerId
 from router import eligibility
+from router.admission_desk import AdmissionDesk, PoolState, Refused
+from router.chooser import Chooser, Chosen, HandOff
 from router.events import (
     Abort,
     Command,
@@ -22,122 +29,229 @@ from router.events import (
     PrefillDone,
     Reject,
     RejectReason,
+    ReplicasReported,
     RequestArrived,
     RequestCancelled,
     RequestDone,
     RequestFailed,
+    SlotsChanged,
+    Woken,
     WorkerChanged,
     WorkerGone,
 )
+from router.fleet_table import FleetTable, PrefillWork
 from router.interfaces import RoutingPolicy
+from router.latency import LatencyPrior
+from router.learning import AttemptSample, Learning, attempt_sample
 from router.ledger import Ledger
-from router.types import Candidate, Request, RoutingDecision
+from router.types import UNPROMISED, Candidate, Choice, Forecast, Overlap, ReplicaReport, Request, RoutingDecision
 from workers.types import WorkerState
+
+_EXPECTED_OUTPUT_TOKENS = 256.0  # before any answer has been seen
+_OUTPUT_SMOOTHING = 0.02
+_LOOK_AGAIN_S = 0.05  # forecasts are corrected by time as well as by events
+_MOST_LOOKED_AT = 16  # waiting requests, in one pump
+
+
+@dataclass(frozen=True, slots=True)
+class CoreSettings:
+    """What an operator chooses about decisions."""
+
+    max_attempts: int = 3
+    retry_after_s: float = 2.0
+    hand_off: HandOff = "cost"
+    dispatch_ahead_s: float = 0.1
 
 
 @dataclass(slots=True)
 class _Active:
+    """A request between its arrival and its end."""
+
     request: Request
-    attempt: int = 0
+    overlap: Overlap
+    arrived_at_s: float
+    attempt: int = 0  # 0 while it has never been dispatched
+    is_waiting: bool = False
+    is_promised: bool = False
     aborted: bool = False  # the live attempt has been told to stop
     excluded: set[WorkerId] = field(default_factory=set)
+    sample: AttemptSample | None = None
+    prefilled_at_s: float | None = None  # by another worker than the one that decodes
+    why: str = ""  # admission's word on it
 
 
 class RouterCore:
-    """Owner of the fleet's state as this router knows it, the ledger, and the live requests."""
+    """Owner of the fleet's state as this router knows it, the ledger, the queues and the live requests."""
 
-    def __init__(self, policy: RoutingPolicy, *, max_attempts: int, retry_after_s: float) -> None:
-        self._policy = policy
-        self._max_attempts = max_attempts
-        self._retry_after_s = retry_after_s
-        self._fleet: dict[WorkerId, WorkerState] = {}
+    def __init__(
+        self, policy: RoutingPolicy, settings: CoreSettings, desk: AdmissionDesk, prior: LatencyPrior | None = None
+    ) -> None:
+        prior = prior or LatencyPrior()
+        self._settings = settings
+        self._desk = desk
+        self._table = FleetTable(prior.params())
+        self._chooser = Chooser(self._table, policy, settings.hand_off)
+        self._learning = Learning(self._table, prior)
+        self._ledger = Ledger(self._table)
         self._active: dict[RequestId, _Active] = {}
-        self._ledger = Ledger()
+        self._expected_output_tokens: dict[str, float] = {}
+        self._is_blind = False  # there are other replicas, and what they promise is not known
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
         """Take in one event; return what is to be done about it. Never raises for load."""
         match event:
-            case RequestArrived(request):
-                return self._handle_arrived(request)
-            case PrefillDone(request_id, attempt) | FirstToken(request_id, attempt):
-                self._ledger.prefill_over(request_id, attempt)
-                return []
-            case RequestDone(request_id, attempt):
-                if self._ledger.release(request_id, attempt):
-                    del self._active[request_id]
-                return []
+            case RequestArrived(request, overlap):
+                return self._handle_arrived(request, overlap, now_s)
+            case PrefillDone(request_id, attempt):
+                return self._handle_prefill_over(request_id, attempt, now_s, local=False)
+            case FirstToken(request_id, attempt):
+                return self._handle_prefill_over(request_id, attempt, now_s, local=True)
+            case RequestDone():
+                return self._handle_done(event, now_s)
             case RequestFailed():
-                return self._handle_failed(event)
+                return self._handle_failed(event, now_s)
             case RequestCancelled(request_id):
-                self._ledger.release(request_id)
-                self._active.pop(request_id, None)
-                return []
+                return self._handle_cancelled(request_id, now_s)
             case WorkerChanged(state):
-                return self._handle_worker_changed(state)
+                return self._handle_worker_changed(state, now_s)
             case WorkerGone(worker_id):
-                self._fleet.pop(worker_id, None)
-                return self._abort_users_of(worker_id)
+                self._table.remove(worker_id)
+                self._learning.on_worker_gone(worker_id)
+                return self._abort_users_of(worker_id) + self._pump(now_s)
+            case SlotsChanged(worker_id, slots):
+                self._table.set_slots(worker_id, slots)
+                return []
+            case ReplicasReported(reports, num_replicas):
+                self._table.set_remote(reports, num_replicas, now_s)
+                self._is_blind = num_replicas > 1 and not reports
+                self._desk.set_remote(reports, now_s)
+                return self._pump(now_s)
+            case Woken():
+                return self._pump(now_s)
+
+    def next_wakeup_s(self, now_s: float) -> float | None:
+        """When to send `Woken` if nothing else happens first; None: nobody waits."""
+        if not self._desk.num_waiting:
+            return None
+        return max(now_s, min(self._desk.next_expiry_s(), now_s + _LOOK_AGAIN_S))
+
+    # -- what others may look at
 
     def routable_models(self) -> tuple[str, ...]:
         """Models for which a chat or completion request would be served now."""
-        return tuple(sorted({w.spec.model for w in self._fleet.values() if eligibility.can_decode(w)}))
+        return tuple(sorted({w.spec.model for w in self._table.states() if eligibility.can_decode(w)}))
 
     def fleet(self) -> tuple[WorkerState, ...]:
         """Every worker, in a stable order."""
-        return tuple(self._fleet[worker_id] for worker_id in sorted(self._fleet))
+        return tuple(self._table.states())
 
     def candidate(self, worker: WorkerState) -> Candidate:
-        """A worker with what has been promised to it."""
-        reserved = self._ledger.reserved(worker.spec.id)
-        return Candidate(worker, reserved.prefill_tokens, reserved.seqs)
+        """A worker with what this router has promised to it."""
+        row = self._table.row_of(worker.spec.id)
+        if row is None:
+            return Candidate(worker, 0, 0)
+        return Candidate(worker, int(self._table.own_prefill_tokens[row]), int(self._table.own_seqs[row]))
+
+    def report(self, replica_id: str, now_s: float) -> ReplicaReport:
+        """What the other replicas should know of this one."""
+        return ReplicaReport(
+            replica_id, self._table.promises(now_s), self._desk.waiting_work(), self._desk.tenant_work(now_s)
+        )
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the queues."""
+        return self._desk.num_waiting
 
     def validate(self) -> None:
         """Raise AssertionError where an invariant does not hold."""
         self._ledger.validate()
-        live = {request_id: active.attempt for request_id, active in self._active.items()}
+        live = {request_id: active.attempt for request_id, active in self._active.items() if not active.is_waiting}
         assert live == self._ledger.attempts(), "invariant 2: a request without a reservation, or the reverse"
+        waiting = {request_id for request_id, active in self._active.items() if active.is_waiting}
+        assert waiting == self._desk.waiting(), "invariant 1: a request lost by the queue, or kept by it"
+        self._desk.validate()
 
-    def _handle_arrived(self, request: Request) -> list[Command]:
+    # -- requests
+
+    def _handle_arrived(self, request: Request, overlap: Overlap, now_s: float) -> list[Command]:
         assert request.id not in self._active, "invariant 1: arrived twice"
-        self._active[request.id] = _Active(request)
-        return self._try_next(request.id)
+        active = self._active[request.id] = _Active(request, overlap, now_s)
+        if request.terms == UNPROMISED:
+            return self._dispatch_or_give_up(active, now_s)
+        chosen = self._choose(active, now_s, keep_promises=True)
+        if chosen.num_eligible == 0:
+            return [self._give_up(active)]
+        forecast = self._forecast(active, chosen, now_s)
+        is_open = chosen.choice is not None and not self._is_ahead(chosen, now_s)
+        verdict = self._desk.arrived(request, forecast, self._pool_state(request, chosen, is_open, now_s), now_s)
+        if isinstance(verdict, Refused):
+            return [self._refuse(verdict)]
+        active.is_waiting, active.why = True, verdict.why
+        if verdict.at_once and is_open and chosen.choice is not None:
+            return [self._dispatch_waiting(active, chosen.choice, now_s)]
+        self._desk.wait(request.id)
+        return self._pump_model(request.model, now_s)
 
-    def _handle_failed(self, event: RequestFailed) -> list[Command]:
-        if not self._ledger.release(event.request_id, event.attempt):
+    def _handle_prefill_over(self, request_id: RequestId, attempt: int, now_s: float, *, local: bool) -> list[Command]:
+        """`local`: seen by the first token, which also ends the transfer of a prompt computed elsewhere."""
+        held = self._ledger.get(request_id)
+        if held is None or held.attempt != attempt:
+            return []
+        active = self._active[request_id]
+        if not self._ledger.prefill_over(request_id, attempt, now_s):
+            if local and active.sample is not None and active.prefilled_at_s is not None:
+                self._learning.on_transferred(held.decode_on, active.sample, active.prefilled_at_s, now_s)
+                active.prefilled_at_s = None
+            return []
+        if active.sample is not None and (active.request.streamed or not local):
+            self._learning.on_prefill_over(held.prefill_on, active.sample, now_s, local=local)
+        active.prefilled_at_s = None if local else now_s
+        return self._pump(now_s)
+
+    def _handle_done(self, event: RequestDone, now_s: float) -> list[Command]:
+        if self._ledger.release(event.request_id, now_s, event.attempt) is None:
+            return []
+        active = self._active.pop(event.request_id)
+        if event.usage is not None:
+            model = active.request.model
+            before = self._expected_output_tokens.get(model, _EXPECTED_OUTPUT_TOKENS)
+            self._expected_output_tokens[model] = before + _OUTPUT_SMOOTHING * (event.usage.output_tokens - before)
+        return self._pump(now_s)
+
+    def _handle_failed(self, event: RequestFailed, now_s: float) -> list[Command]:
+        if self._ledger.release(event.request_id, now_s, event.attempt) is None:
             return []
         active = self._active[event.request_id]
         active.excluded.add(event.worker_id)
         if event.retriable:
-            return self._try_next(event.request_id)
+            # Admitted once: it does not queue again behind those that came after it.
+            return self._dispatch_or_give_up(active, now_s) + self._pump(now_s)
         del self._active[event.request_id]
-        return []
+        return self._pump(now_s)
 
-    def _handle_worker_changed(self, state: WorkerState) -> list[Command]:
-        known = self._fleet.get(state.spec.id)
-        self._fleet[state.spec.id] = state
+    def _handle_cancelled(self, request_id: RequestId, now_s: float) -> list[Command]:
+        active = self._active.pop(request_id, None)
+        if active is None:
+            return []
+        if active.is_waiting:
+            self._desk.cancelled(request_id, now_s)
+        else:
+            self._ledger.release(request_id, now_s)
+        return self._pump(now_s)
+
+    # -- workers
+
+    def _handle_worker_changed(self, state: WorkerState, now_s: float) -> list[Command]:
+        known = self._table.state(state.spec.id)
+        self._table.upsert(state)
+        self._learning.on_worker(known, state, now_s)
+        commands: list[Command] = []
         if known is not None and known.spec.epoch != state.spec.epoch:
-            return self._abort_users_of(state.spec.id)
-        return []
-
-    def _try_next(self, request_id: RequestId) -> list[Command]:
-        active = self._active[request_id]
-        excluded = frozenset(active.excluded)
-        fleet = self.fleet()
-        choice = None
-        if active.attempt < self._max_attempts:
-            choice = self._policy.choose(
-                active.request,
-                [self.candidate(w) for w in eligibility.prefill_workers(fleet, active.request, excluded)],
-                [self.candidate(w) for w in eligibility.decode_workers(fleet, active.request, excluded)],
-            )
-        if choice is None:
-            del self._active[request_id]
-            return [self._reject(active)]
-        active.attempt += 1
-        active.aborted = False
-        decision = RoutingDecision(request_id, active.attempt, choice.decode, choice.prefill, choice.forecast, excluded)
-        self._ledger.reserve(decision, active.request.num_prompt_tokens)
-        return [Dispatch(decision)]
+            commands += self._abort_users_of(state.spec.id)
+        if known is None or known.phase is not state.phase:
+            commands += self._pump(now_s)
+        return commands
 
     def _abort_users_of(self, worker_id: WorkerId) -> list[Command]:
         commands: list[Command] = []
@@ -148,22 +262,168 @@ class RouterCore:
                 commands.append(Abort(request_id, attempt, worker_id))
         return commands
 
-    def _reject(self, active: _Active) -> Reject:
+    # -- decisions
+
+    def _pump(self, now_s: float) -> list[Command]:
+        """Dispatch what waits and can go now; turn away what has waited too long."""
+        if not self._desk.num_waiting:
+            return []
+        commands: list[Command] = [self._refuse(refused) for refused in self._desk.expired(now_s)]
+        for model in self._desk.models():
+            commands += self._pump_model(model, now_s)
+        return commands
+
+    def _pump_model(self, model: str, now_s: float) -> list[Command]:
+        """In serving order, each to its cheapest worker; a request whose worker is busy holds that worker's place."""
+        commands: list[Command] = []
+        held: list[tuple[int, float]] = []
+        for request_id in self._desk.order(model, now_s, _MOST_LOOKED_AT):
+            if not self._has_open_worker(model, now_s):
+                break
+            active = self._active[request_id]
+            chosen = self._choose(active, now_s, keep_promises=True)
+            if chosen.num_eligible == 0:
+                self._desk.cancelled(request_id, now_s)
+                commands.append(self._give_up(active))
+            elif chosen.choice is None:
+                continue  # no worker may take one more sequence; others may ask for less
+            elif self._is_ahead(chosen, now_s):
+                work_s = chosen.choice.forecast.work_s
+                self._table.hold(chosen.prefill_row, work_s, now_s)
+                held.append((chosen.prefill_row, work_s))
+            else:
+                commands.append(self._dispatch_waiting(active, chosen.choice, now_s))
+        for row, work_s in held:
+            self._table.hold(row, -work_s, now_s)
+        return commands
+
+    def _has_open_worker(self, model: str, now_s: float) -> bool:
+        rows = self._table.rows_of_model(model)
+        return len(rows) == 0 or bool(self._table.backlog_s(rows, now_s).min() <= self._settings.dispatch_ahead_s)
+
+    def _dispatch_waiting(self, active: _Active, choice: Choice, now_s: float) -> Dispatch:
+        active.is_promised = self._desk.is_promised(active.request.id)
+        self._desk.dispatched(active.request.id)
+        active.is_waiting = False
+        return self._dispatch(active, choice, now_s)
+
+    def _refuse(self, refused: Refused) -> Reject:
+        del self._active[refused.request_id]
+        return Reject(refused.request_id, refused.reason, refused.detail, refused.retry_after_s)
+
+    def _choose(self, active: _Active, now_s: float, *, keep_promises: bool) -> Chosen:
         request = active.request
-        same_model = [w for w in self._fleet.values() if w.spec.model == request.model]
+        return self._chooser.choose(
+            request,
+            active.overlap,
+            active.excluded,
+            now_s=now_s,
+            expected_output_tokens=self._expected_output(request),
+            keep_promises=keep_promises,
+        )
+
+    def _expected_output(self, request: Request) -> int:
+        expected = self._expected_output_tokens.get(request.model, _EXPECTED_OUTPUT_TOKENS)
+        return min(request.max_output_tokens, max(1, round(expected)))
+
+    def _is_ahead(self, chosen: Chosen, now_s: float) -> bool:
+        """The chosen worker has prompts enough for now: later is soon enough, and somebody more urgent may come."""
+        backlog_s = self._table.backlog_s(np.array([chosen.prefill_row]), now_s)
+        return bool(backlog_s[0] > self._settings.dispatch_ahead_s)
+
+    def _forecast(self, active: _Active, chosen: Chosen, now_s: float) -> Forecast:
+        """Of the best choice; where promises forbid every choice, of the best one without them."""
+        choice = chosen.choice or self._choose(active, now_s, keep_promises=False).choice
+        assert choice is not None, "a policy has to pick among eligible workers"
+        return choice.forecast
+
+    def _pool_state(self, request: Request, chosen: Chosen, is_open: bool, now_s: float) -> PoolState:
+        """The workers that would compute the request's prompt, as one server."""
+        prefill, decode = self._table.eligible(request.model, request.route)
+        uses_pool = request.can_hand_off and len(prefill) and self._settings.hand_off != "never"
+        rows = prefill if uses_pool else decode
+        free_in_s = self._table.backlog_s(rows, now_s)
+        if self._is_blind:  # replicas that do not know of each other each keep to their share
+            free_in_s = np.sort(free_in_s)[:: self._table.num_replicas]
+        idle_tpot_s = self._table.idle_tpot_s(decode, request.num_prompt_tokens)
+        wait_s = 0.0
+        if chosen.choice is None:
+            wait_s = self._table.next_end_s(decode, self._expected_output(request))
+        return PoolState(
+            free_in_s=free_in_s,
+            is_open=is_open,
+            idle_tpot_s=float(idle_tpot_s.min()),
+            tpot_in_s=wait_s if chosen.num_tpot_blocked == chosen.num_eligible else 0.0,
+            kv_in_s=wait_s if chosen.num_kv_blocked == chosen.num_eligible else 0.0,
+        )
+
+    def _dispatch_or_give_up(self, active: _Active, now_s: float) -> list[Command]:
+        """At once, whatever is promised to others."""
+        if active.attempt < self._settings.max_attempts:
+            chosen = self._choose(active, now_s, keep_promises=False)
+            if chosen.choice is not None:
+                return [self._dispatch(active, chosen.choice, now_s)]
+        return [self._give_up(active)]
+
+    def _dispatch(self, active: _Active, choice: Choice, now_s: float) -> Dispatch:
+        request = active.request
+        active.attempt += 1
+        active.aborted = False
+        active.prefilled_at_s = None
+        decision = RoutingDecision(
+            request_id=request.id,
+            attempt=active.attempt,
+            decode=choice.decode,
+            prefill=choice.prefill,
+            forecast=choice.forecast,
+            excluded=frozenset(active.excluded),
+            promised=active.is_promised,
+            waited_s=now_s - active.arrived_at_s,
+            considered=choice.considered,
+            num_candidates=choice.num_candidates,
+            num_near_equal=choice.num_near_equal,
+            why=active.why,
+        )
+        new_tokens = max(1, request.num_prompt_tokens - int(choice.forecast.overlap_tokens))
+        work = PrefillWork(new_tokens, new_tokens * request.num_prompt_tokens / 1e6, choice.forecast.work_s)
+        active.sample = attempt_sample(
+            self._table,
+            (choice.prefill or choice.decode).spec.id,
+            work,
+            step_s=choice.forecast.step_s,
+            transfer_tokens=request.num_prompt_tokens if choice.prefill else 0,
+            now_s=now_s,
+        )
+        self._ledger.reserve(
+            decision,
+            work,
+            kv_tokens=request.num_prompt_tokens + self._expected_output(request),
+            tpot_s=request.terms.slo.tpot_s if active.is_promised else math.inf,
+            streamed=request.streamed,
+            now_s=now_s,
+        )
+        return Dispatch(decision)
+
+    def _give_up(self, active: _Active) -> Reject:
+        """Nobody can serve this request now, however long the queue."""
+        request = active.request
+        del self._active[request.id]
+        retry_after_s = self._settings.retry_after_s
+        fleet = self._table.states()
         if active.attempt > 0:
             failed = ", ".join(sorted(active.excluded))
             detail = f"{active.attempt} attempt(s) failed, on worker(s) {failed}, and "
             detail += (
-                f"no more than {self._max_attempts} are made (router.max_attempts)"
-                if active.attempt >= self._max_attempts
+                f"no more than {self._settings.max_attempts} are made (router.max_attempts)"
+                if active.attempt >= self._settings.max_attempts
                 else "no other worker is left to try"
             )
-            return Reject(request.id, RejectReason.ATTEMPTS_EXHAUSTED, detail, self._retry_after_s)
+            return Reject(request.id, RejectReason.ATTEMPTS_EXHAUSTED, detail, retry_after_s)
+        same_model = [w for w in fleet if w.spec.model == request.model]
         if not same_model:
-            if not self._fleet:
-                return Reject(request.id, RejectReason.NO_WORKER, "no worker has joined yet", self._retry_after_s)
-            models = ", ".join(sorted({w.spec.model for w in self._fleet.values()}))
+            if not fleet:
+                return Reject(request.id, RejectReason.NO_WORKER, "no worker has joined yet", retry_after_s)
+            models = ", ".join(sorted({w.spec.model for w in fleet}))
             detail = f"the model {request.model!r} does not exist here; available: {models}"
             return Reject(request.id, RejectReason.UNKNOWN_MODEL, detail, None)
         decoders = [w for w in same_model if eligibility.can_decode(w)]
@@ -171,4 +431,4 @@ class RouterCore:
             detail = f"no worker of model {request.model!r} has the route {request.route}"
             return Reject(request.id, RejectReason.ROUTE_NOT_SERVED, detail, None)
         phases = ", ".join(f"{w.spec.id} ({w.spec.role}) is {w.phase}" for w in same_model)
-        return Reject(request.id, RejectReason.NO_WORKER, f"no worker can decode now: {phases}", self._retry_after_s)
+        return Reject(request.id, RejectReason.NO_WORKER, f"no worker can decode now: {phases}", retry_after_s)

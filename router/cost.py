@@ -1,49 +1,168 @@
-"""Predicted seconds. Every term is a time, so terms add without weights (architecture law 7). Pure.
+"""Predicted seconds of every way to serve a request. Every term is a time: they add without weights (law 7). Pure.
 
-The rates are a fixed prior, good enough to tell a busy worker from an idle one. They are replaced by a model
-fitted per worker from observations; the functions keep their meaning.
+For a prompt of n tokens of which a worker reaches o in its caches (o_dev of them on the device):
+
+    prefill_s(w)  = c0 + c1 (n - o)/1000 + c2 (n - o) n / 10^6     coefficients fitted per worker (router/latency.py)
+    fetch_s(w)    = (o - o_dev) * lower-tier seconds a token
+    queue_s(w)    = predicted seconds of the prompts promised to w and not yet over, by all router replicas
+    step_s(d)     = d0 + d1 (seqs + 1) + d2 (kv_tokens + n)/1000
+    transfer_s(d) = t0 + t1 (n - o_dev(d))/1000                    what d holds already does not travel
+
+    local:     ttft = queue(d) + fetch(d) + prefill(d) + step(d)
+               harm = stall(d) + slow_down(d)
+    hand-off:  ttft = queue(p) + fetch(p) + prefill(p) + transfer(d) + step(d)
+               harm = slow_down(d)
+    stall(d)     = seqs(d) * stall coefficient * (n - o)/1000      a prompt stalls the sequences that run beside it
+    slow_down(d) = (step(d) - step without the request) * seqs(d) * steps that they share
+
+Whether to hand off at all falls out of the comparison. No term depends on both p and d, so the cheapest pair is the
+cheapest p with the cheapest d, and all pairs need not be formed.
 """
 
-from dataclasses import dataclass
+import numpy as np
 
-from router.types import Candidate, Forecast, Request
+from router.fleet_table import Column
+from router.lazy import lazy
+from router.types import Forecast
+from router.view import Side, View
 
-
-@dataclass(frozen=True, slots=True)
-class LatencyPrior:
-    """Rates of an unknown worker."""
-
-    prefill_tokens_per_s: float = 5_000.0
-    decode_step_s: float = 0.025  # one step of one sequence
-    decode_step_per_seq_s: float = 0.001  # what each further sequence adds to a step
-    transfer_s: float = 0.010  # hand-off of one prompt's blocks
+# Device <- host and device <- disk, seconds a token: a 70B model's 320 KiB a token over 20 and 3 GB/s. Priors.
+HOST_FETCH_S_PER_TOKEN = 1.6e-5
+DISK_FETCH_S_PER_TOKEN = 1.1e-4
 
 
-def prefill_queue_s(candidate: Candidate, prior: LatencyPrior) -> float:
-    """Time until the worker has computed the prompts that are before this one."""
-    waiting_seqs = candidate.worker.load.waiting_seqs
-    return candidate.reserved_prefill_tokens / prior.prefill_tokens_per_s + waiting_seqs * prior.decode_step_s
+class PrefillCosts:
+    """Seconds of computing the prompt on each row of a side."""
+
+    def __init__(self, side: Side, num_prompt_tokens: int) -> None:
+        self.side = side
+        self.num_prompt_tokens = num_prompt_tokens
+
+    @property
+    def overlap_tokens(self) -> Column:
+        """Tokens that need not be computed."""
+        return self.side.reachable_tokens[1]
+
+    @lazy
+    def fetch_s(self) -> Column:
+        """Bringing blocks of lower tiers to the device."""
+        device, (host, disk) = self.side.device_tokens, self.side.reachable_tokens
+        if disk is device:
+            return np.zeros(len(device))
+        fetched: Column = (host - device) * HOST_FETCH_S_PER_TOKEN + (disk - host) * DISK_FETCH_S_PER_TOKEN
+        return fetched
+
+    @lazy
+    def prefill_s(self) -> Column:
+        """Computing what no cache holds."""
+        new = self.num_prompt_tokens - self.overlap_tokens
+        params = self.side.params
+        return params[:, 0] + new * (params[:, 1] / 1e3 + params[:, 2] * (self.num_prompt_tokens / 1e6))
+
+    @lazy
+    def ready_s(self) -> Column:
+        """Until the prompt is computed: queue, fetch, prefill."""
+        return self.side.backlog_s + self.fetch_s + self.prefill_s
 
 
-def decode_step_s(candidate: Candidate, prior: LatencyPrior) -> float:
-    """One step on this worker with the new sequence in the batch."""
-    seqs = max(candidate.reserved_seqs, candidate.worker.load.running_seqs)
-    return prior.decode_step_s + seqs * prior.decode_step_per_seq_s
+class DecodeCosts:
+    """Seconds of decoding on each row of a side; the request will run beside the others for `shared_steps`."""
+
+    def __init__(self, side: Side, num_prompt_tokens: int, shared_steps: float) -> None:
+        self.side = side
+        self.num_prompt_tokens = num_prompt_tokens
+        self.shared_steps = shared_steps
+
+    @lazy
+    def step_s(self) -> Column:
+        """One decode step with the request in the batch."""
+        params = self.side.params
+        tokens = self.side.kv_tokens + self.num_prompt_tokens
+        return params[:, 3] + params[:, 4] * (self.side.seqs + 1) + params[:, 5] * (tokens / 1e3)
+
+    @lazy
+    def tpot_s(self) -> Column:
+        """The gap between two tokens of a sequence: a step, divided by what it yields."""
+        return self.step_s / self.side.tokens_per_step
+
+    @lazy
+    def slow_down_s(self) -> Column:
+        """What the longer steps cost the running sequences, in sum."""
+        params = self.side.params
+        longer = params[:, 4] + params[:, 5] * (self.num_prompt_tokens / 1e3)
+        return longer * self.side.seqs * self.shared_steps
+
+    @lazy
+    def transfer_s(self) -> Column:
+        """Blocks that come from a prefill worker; the ones at hand stay."""
+        missing = self.num_prompt_tokens - self.side.device_tokens
+        return self.side.params[:, 6] + self.side.params[:, 7] * (missing / 1e3)
 
 
-def forecast_local(request: Request, decode: Candidate, prior: LatencyPrior) -> Forecast:
-    """Prefill where the answer is decoded: the prompt waits for the prompts before it."""
-    return Forecast(
-        queue_s=prefill_queue_s(decode, prior) + decode_step_s(decode, prior),
-        prefill_s=request.num_prompt_tokens / prior.prefill_tokens_per_s,
-        transfer_s=0.0,
+class Costs:
+    """All terms of one decision, computed when asked for."""
+
+    def __init__(self, view: View, shared_steps: float) -> None:
+        n = view.request.num_prompt_tokens
+        self.view = view
+        self.prefill = PrefillCosts(view.prefill, n)
+        self.local_prefill = PrefillCosts(view.decode, n)
+        self.decode = DecodeCosts(view.decode, n, shared_steps)
+
+    @lazy
+    def stall_s(self) -> Column:
+        """What the sequences on each decode row wait, in sum, while it computes the prompt itself."""
+        side = self.view.decode
+        new_tokens = self.local_prefill.num_prompt_tokens - self.local_prefill.overlap_tokens
+        return side.seqs * side.stall_s_per_1k_tokens * (new_tokens / 1e3)
+
+    @lazy
+    def local_s(self) -> Column:
+        """Cost of each decode row doing its own prefill: TTFT and harm."""
+        return self.local_prefill.ready_s + self.decode.step_s + self.stall_s + self.decode.slow_down_s
+
+    @lazy
+    def handed_s(self) -> Column:
+        """The decode rows' share of the cost of a hand-off; the prefill rows' share is `prefill.ready_s`."""
+        return self.decode.transfer_s + self.decode.step_s + self.decode.slow_down_s
+
+    def forecast(self, prefill: int | None, decode: int) -> Forecast:
+        """The terms of one way, by positions in the view's sides (not rows)."""
+        costs, at = (self.local_prefill, decode) if prefill is None else (self.prefill, prefill)
+        step_s, harm_s = self.decode.step_s.item(decode), self.decode.slow_down_s.item(decode)
+        if prefill is None:
+            harm_s += self.stall_s.item(decode)
+        return Forecast(
+            costs.side.backlog_s.item(at),
+            costs.fetch_s.item(at),
+            costs.prefill_s.item(at),
+            0.0 if prefill is None else self.decode.transfer_s.item(decode),
+            step_s,
+            harm_s,
+            self.decode.tpot_s.item(decode),
+            costs.overlap_tokens.item(at),
+        )
+
+
+def keeps_promises(costs: Costs, tpot_s: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Decode rows where one more sequence breaks nobody's TPOT: neither those promised there, nor `tpot_s`, its own.
+
+    Stock engines step every running sequence in every iteration, so without speculation the rule is step(B + 1) <= the
+    tightest target: SCORPIO's virtual batch (arXiv 2505.23022) with all weights 1. With it, a step yields E tokens of a
+    sequence and the rule is E >= step / target: AdaServe's budget test (arXiv 2501.12162, Algorithm 1) where, as in
+    stock engines, every sequence gets the same draft.
+    """
+    side = costs.view.decode
+    kept: np.ndarray[tuple[int], np.dtype[np.bool_]] = costs.decode.tpot_s * side.step_margin <= np.minimum(
+        side.min_tpot_s, tpot_s
     )
+    return kept
 
 
-def forecast_hand_off(request: Request, prefill: Candidate, decode: Candidate, prior: LatencyPrior) -> Forecast:
-    """Prefill on one worker, decode on another."""
-    return Forecast(
-        queue_s=prefill_queue_s(prefill, prior) + decode_step_s(decode, prior),
-        prefill_s=request.num_prompt_tokens / prior.prefill_tokens_per_s,
-        transfer_s=prior.transfer_s,
+def has_room(costs: Costs, kv_tokens: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Decode rows whose KV cache takes `kv_tokens` more; an idle one always does: the engine has the last word."""
+    side = costs.view.decode
+    fits: np.ndarray[tuple[int], np.dtype[np.bool_]] = (side.kv_tokens + kv_tokens <= side.kv_total_tokens) | (
+        side.seqs == 0
     )
+    return fits

@@ -16,7 +16,8 @@ from kvstore.types import RequestId
 from router.events import Event, FirstToken, PrefillDone
 from router.interfaces import RequestTrace, ResponseSink
 from router.openai import error_in_first_chunk
-from router.types import RoutingDecision
+from router.types import RoutingDecision, Usage
+from router.usage import StreamTap, UnaryTap, find_usage, with_usage
 from workers.client import EngineClient, EngineReply, EngineStream
 from workers.errors import WorkerFailedError
 from workers.kv_connector import HandleError, decode_body, parse_handle, prefill_body
@@ -35,7 +36,17 @@ class EngineCall:
     raw_body: bytes
     fields: Mapping[str, Any]  # raw_body, parsed
     stream: bool
+    reads_usage: bool  # the answer's form is known: the router reads from it what the request used
+    strips_usage: bool  # of a stream whose client did not ask for it
     headers: Mapping[str, str]  # those the engine may see
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended for the client."""
+
+    status: int
+    usage: Usage | None = None
 
 
 class Dispatcher:
@@ -51,22 +62,24 @@ class Dispatcher:
         sink: ResponseSink,
         report: Callable[[Event], None],
         trace: RequestTrace,
-    ) -> int:
-        """Run one attempt to its end; return the status the client got. Raises WorkerError."""
-        raw_body = call.raw_body
+        reply_headers: Mapping[str, str],
+    ) -> Outcome:
+        """Run one attempt to its end; `reply_headers` are added to the answer's. Raises WorkerError."""
+        raw_body = with_usage(call.raw_body, call.fields) if call.strips_usage else call.raw_body
         if decision.prefill is not None:
             reply = await self._prefill(decision.prefill, call, trace)
             if reply.status != 200:
-                await sink.start(reply.status, _passed(reply.headers))
+                await sink.start(reply.status, {**_passed(reply.headers), **reply_headers})
                 await sink.write(reply.body)
-                return reply.status
+                return Outcome(reply.status)
             try:
                 handle = parse_handle(reply.body)
             except HandleError as error:
                 raise WorkerFailedError(decision.prefill.spec.id, str(error)) from error
-            report(PrefillDone(call.request_id, decision.attempt))
+            usage = find_usage(reply.body)
+            report(PrefillDone(call.request_id, decision.attempt, usage.cached_tokens if usage else None))
             raw_body = decode_body(raw_body, handle)
-        return await self._decode(decision, call, raw_body, sink, report, trace)
+        return await self._decode(decision, call, raw_body, sink, report, trace, reply_headers)
 
     async def _prefill(self, worker: WorkerState, call: EngineCall, trace: RequestTrace) -> EngineReply:
         with trace.step("prefill") as span:
@@ -85,7 +98,8 @@ class Dispatcher:
         sink: ResponseSink,
         report: Callable[[Event], None],
         trace: RequestTrace,
-    ) -> int:
+        reply_headers: Mapping[str, str],
+    ) -> Outcome:
         worker = decision.decode
         with trace.step("decode") as span:
             span.set(worker=worker.spec.id)
@@ -102,11 +116,22 @@ class Dispatcher:
                     first = await _first_chunk(response, chunks, worker)
                 trace.event("first_token")
                 report(FirstToken(call.request_id, decision.attempt))
-                await sink.start(response.status, _passed(response.headers))
-                await sink.write(first)
+                await sink.start(response.status, {**_passed(response.headers), **reply_headers})
+                if not call.reads_usage or response.status != 200:
+                    await sink.write(first)
+                    async for chunk in chunks:
+                        await sink.write(chunk)
+                    return Outcome(response.status)
+                tap = StreamTap(strip=call.strips_usage) if call.stream else UnaryTap()
+                await sink.write(tap.feed(first))
                 async for chunk in chunks:
-                    await sink.write(chunk)
-                return response.status
+                    passed = tap.feed(chunk)
+                    if passed:
+                        await sink.write(passed)
+                rest = tap.flush()
+                if rest:
+                    await sink.write(rest)
+                return Outcome(response.status, tap.usage)
 
 
 async def _first_chunk(response: EngineStream, chunks: AsyncIterator[bytes], worker: WorkerState) -> bytes:

@@ -39,6 +39,14 @@ _REJECTS = {
     RejectReason.ROUTE_NOT_SERVED: (404, "invalid_request_error", "route_not_served", None),
     RejectReason.NO_WORKER: (503, "service_unavailable_error", "no_worker", None),
     RejectReason.ATTEMPTS_EXHAUSTED: (502, "upstream_error", "attempts_exhausted", None),
+    # 429: the client may come back, and is told when. 503: it was let in, and the promise could not be kept.
+    RejectReason.TTFT_INFEASIBLE: (429, "rate_limit_error", "ttft_infeasible", None),
+    RejectReason.TPOT_INFEASIBLE: (429, "rate_limit_error", "tpot_infeasible", None),
+    RejectReason.KV_FULL: (429, "rate_limit_error", "kv_full", None),
+    RejectReason.OVER_SHARE: (429, "rate_limit_error", "over_share", None),
+    RejectReason.QUEUE_FULL: (429, "rate_limit_error", "queue_full", None),
+    RejectReason.DEADLINE_PASSED: (408, "invalid_request_error", "deadline_passed", None),
+    RejectReason.EXPIRED: (503, "service_unavailable_error", "expired", None),
 }
 
 # Names of grpc.StatusCode: this module does not import grpc.

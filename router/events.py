@@ -4,23 +4,25 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from kvstore.types import RequestId, WorkerId
-from router.types import Request, RoutingDecision
+from router.types import NO_OVERLAP, Overlap, ReplicaReport, Request, RoutingDecision, Usage
 from workers.types import WorkerState
 
 
 @dataclass(frozen=True, slots=True)
 class RequestArrived:
-    """A client asks."""
+    """A client asks. `overlap`: who holds how much of the prompt, as far as the index knows."""
 
     request: Request
+    overlap: Overlap = NO_OVERLAP
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillDone:
-    """The prefill worker has answered; its share of the work is over."""
+    """The prefill worker has answered; its share of the work is over. `cached_tokens`: that it did not compute."""
 
     request_id: RequestId
     attempt: int
+    cached_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +35,11 @@ class FirstToken:
 
 @dataclass(frozen=True, slots=True)
 class RequestDone:
-    """The answer is complete."""
+    """The answer is complete. `usage`: what the engine said of it, if it did."""
 
     request_id: RequestId
     attempt: int
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,31 @@ class WorkerGone:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class SlotsChanged:
+    """From now on the prefix index calls this worker's tiers (device, host, disk) by these slots; -1: holds nothing."""
+
+    worker_id: WorkerId
+    slots: tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicasReported:
+    """What the other router replicas promised, all of them; a replica that is missing has gone or is unreachable.
+
+    Our own report went out in the same exchange, so that from here on the others know of our promises too.
+    `num_replicas` counts this one; with Redis away it stays what it was, and each router keeps to its share.
+    """
+
+    reports: tuple[ReplicaReport, ...]
+    num_replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """The time that `next_wakeup_s` named has come."""
+
+
 Event = (
     RequestArrived
     | PrefillDone
@@ -80,6 +108,9 @@ Event = (
     | RequestCancelled
     | WorkerChanged
     | WorkerGone
+    | SlotsChanged
+    | ReplicasReported
+    | Woken
 )
 
 
@@ -90,6 +121,14 @@ class RejectReason(StrEnum):
     ROUTE_NOT_SERVED = "route_not_served"
     NO_WORKER = "no_worker"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    # For lack of capacity; each comes with a time at which to ask again, unless it can never be.
+    TTFT_INFEASIBLE = "ttft_infeasible"
+    TPOT_INFEASIBLE = "tpot_infeasible"
+    KV_FULL = "kv_full"
+    OVER_SHARE = "over_share"
+    QUEUE_FULL = "queue_full"
+    DEADLINE_PASSED = "deadline_passed"  # before it arrived
+    EXPIRED = "expired"  # was waiting, and its time passed
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from router._generated.headrace.v1 import inference_pb2_grpc as pb_grpc
 from router.errors import ApiError, bad_request, broken_stream, grpc_code, internal
 from router.grpc_messages import SseReader, engine_error, to_openai, to_response
 from router.http_listener import PortTakenError
-from router.intake import take_in
+from router.intake import FrontDesk
 from router.interfaces import Tracing
 from router.openai import usable_request_id
 from router.service import RouterService
@@ -39,9 +39,9 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class GrpcServer:
     """Serves one port, which this node's router processes share."""
 
-    def __init__(self, service: RouterService, settings: RouterSettings, tracing: Tracing) -> None:
+    def __init__(self, service: RouterService, desk: FrontDesk, settings: RouterSettings, tracing: Tracing) -> None:
         self._settings = settings
-        self._inference = _Inference(service, settings, tracing)
+        self._inference = _Inference(service, desk, settings, tracing)
         self._health = _Health(service)
         self._server: grpc.aio.Server | None = None
 
@@ -79,8 +79,9 @@ class GrpcServer:
 class _Inference:
     """headrace.v1.Inference."""
 
-    def __init__(self, service: RouterService, settings: RouterSettings, tracing: Tracing) -> None:
+    def __init__(self, service: RouterService, desk: FrontDesk, settings: RouterSettings, tracing: Tracing) -> None:
         self._service = service
+        self._desk = desk
         self._settings = settings
         self._tracing = tracing
         self._work: set[asyncio.Task[ApiError | None]] = set()
@@ -143,10 +144,10 @@ class _Inference:
         with self._tracing.request(f"{_SERVICE}/Generate", sink.headers) as trace:
             with trace.step("receive") as span:
                 route, raw_body = to_openai(request)
-                intake = take_in(route, raw_body, sink.headers, self._service, self._settings)
+                intake = await self._desk.take_in(route, raw_body, sink.headers, self._service.known_fields(route))
                 sink.public_id = intake.public_id
                 span.set(request_id=intake.public_id, model=intake.request.model, stream=intake.call.stream)
-            await self._service.serve(intake.request, intake.call, sink, trace)
+            await self._service.serve(intake, sink, trace)
 
     def _models(self) -> dict[str, pb.Model]:
         """By name; of workers that differ, the length that each of them can do."""

@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from router.errors import ApiError, bad_request, internal, too_large
-from router.intake import take_in
+from router.intake import FrontDesk
 from router.interfaces import Tracing
 from router.service import RouterService
 from router.settings import RouterSettings
@@ -44,8 +44,9 @@ def bind(host: str, port: int, setting: str) -> socket.socket:
 class HttpListener:
     """Serves one bound socket."""
 
-    def __init__(self, service: RouterService, settings: RouterSettings, tracing: Tracing) -> None:
+    def __init__(self, service: RouterService, desk: FrontDesk, settings: RouterSettings, tracing: Tracing) -> None:
         self._service = service
+        self._desk = desk
         self._settings = settings
         self._tracing = tracing
         self._runner: web.AppRunner | None = None
@@ -56,6 +57,7 @@ class HttpListener:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/headrace/decisions/{id}", self._decision)
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_get("/v1/models/{model:.+}", self._get_model)
         for route in sorted(FORWARDED_ROUTES):
@@ -81,14 +83,15 @@ class HttpListener:
         with self._tracing.request(f"POST {route}", http.headers) as trace:
             with trace.step("receive") as span:
                 raw_body = await self._read_body(http)
-                intake = take_in(route, raw_body, http.headers, self._service, self._settings)
+                intake = await self._desk.take_in(route, raw_body, http.headers, self._service.known_fields(route))
                 span.set(request_id=intake.public_id, model=intake.request.model, stream=intake.call.stream)
             sink = _HttpSink(http, intake.public_id)
             try:
-                await self._service.serve(intake.request, intake.call, sink, trace)
+                await self._service.serve(intake, sink, trace)
             except ApiError as error:
                 if not sink.started:
-                    return _error_response(error, intake.public_id)
+                    explained = self._service.history.headers(intake.request.id) if intake.wants_explanation else {}
+                    return _error_response(error, intake.public_id, explained)
                 # Part of the answer is out. Closing without the final chunk is the only truthful end of it.
                 _log.warning("request %s: %s", intake.public_id, error)
                 sink.cut()
@@ -118,6 +121,15 @@ class HttpListener:
         return web.Response(
             body=self._service.metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4"}
         )
+
+    async def _decision(self, http: web.Request) -> web.Response:
+        """Why a request ran where it did: `headrace explain` reads this. Neither prompts nor answers are in it."""
+        request_id = http.match_info["id"]
+        record = self._service.history.get(request_id)
+        if record is None:
+            message = f"this router has no record of the request {request_id[:64]!r}: unknown here, or too long ago"
+            raise bad_request(message, code="decision_not_found", status=404)
+        return web.Response(body=record, content_type="application/json")
 
     async def _list_models(self, _: web.Request) -> web.Response:
         return _json_response({"object": "list", "data": list(self._models().values())})
@@ -201,8 +213,10 @@ async def _errors_as_json(request: web.Request, handler: _Handler) -> web.Stream
         return _error_response(internal())
 
 
-def _error_response(error: ApiError, public_id: str | None = None) -> web.Response:
-    headers = error.headers() | ({"x-request-id": public_id} if public_id else {})
+def _error_response(
+    error: ApiError, public_id: str | None = None, explained: Mapping[str, str] | None = None
+) -> web.Response:
+    headers = error.headers() | ({"x-request-id": public_id} if public_id else {}) | dict(explained or {})
     return web.Response(status=error.status, body=error.body(), content_type="application/json", headers=headers)
 
 

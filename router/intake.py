@@ -1,18 +1,24 @@
 """From a client's request to what the service takes: shared by the HTTP listener and the gRPC server."""
 
+import hashlib
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvstore.types import RequestId
 from router.dispatch import EngineCall
-from router.openai import check_fields, parse_body, usable_request_id
-from router.service import RouterService
+from router.openai import CHAT_ROUTE, COMPLETION_ROUTE, GENERATION_ROUTES, check_fields, parse_body, usable_request_id
+from router.prompt_index import Located, PromptIndex
 from router.settings import RouterSettings
-from router.types import Request
+from router.slo import Resolved, resolve
+from router.slo_settings import SloSettings
+from router.types import UNPROMISED, Request
+from router.usage import asks_for_usage
 
 # Client headers an engine may see. Credentials, cookies and whatever else a client sends stay here.
 _FORWARDED_HEADERS = ("traceparent", "tracestate", "x-session-id")
+EXPLAIN_HEADER = "x-headrace-explain"
+_NO_TERMS = Resolved(UNPROMISED, is_implicit=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,36 +26,64 @@ class Intake:
     """A request that has been understood."""
 
     request: Request
+    located: Located
     call: EngineCall
     public_id: str  # in x-request-id and the engine's logs: the client's own id, or ours
+    wants_explanation: bool  # response headers that say where it ran and why
 
 
-def take_in(
-    route: str, raw_body: bytes, headers: Mapping[str, str], service: RouterService, settings: RouterSettings
-) -> Intake:
-    """Understand a request; raises ApiError 400. `headers` with lower-case names or case-insensitive."""
-    body = parse_body(route, raw_body)
-    if settings.unknown_fields == "reject":
-        check_fields(body.fields, service.known_fields(body.model, route))
-    request_id = RequestId(uuid.uuid4().hex)  # never the client's: two clients may send the same
-    public_id = usable_request_id(headers.get("x-request-id")) or request_id
-    forwarded = {name: headers[name] for name in _FORWARDED_HEADERS if name in headers}
-    return Intake(
-        request=Request(
-            id=request_id,
-            model=body.model,
-            route=route,
-            num_prompt_tokens=body.num_prompt_tokens,
-            max_output_tokens=body.max_output_tokens,
-            can_hand_off=body.can_hand_off,
-        ),
-        call=EngineCall(
-            request_id=request_id,
-            route=route,
-            raw_body=raw_body,
-            fields=body.fields,
-            stream=body.stream,
-            headers={**forwarded, "content-type": "application/json", "x-request-id": public_id},
-        ),
-        public_id=public_id,
-    )
+@dataclass(frozen=True, slots=True)
+class FrontDesk:
+    """Understands requests. Needs nothing of the fleet but what its engines know."""
+
+    settings: RouterSettings
+    slo: SloSettings
+    prompts: PromptIndex
+    digest_key: bytes = b""  # secret: a recording holds digests, and short prompts could be guessed from plain ones
+
+    async def take_in(
+        self, route: str, raw_body: bytes, headers: Mapping[str, str], known_fields: Mapping[str, frozenset[str]]
+    ) -> Intake:
+        """Understand a request; raises ApiError 400. `headers` with lower-case names or case-insensitive.
+
+        `known_fields`: by model, request fields that some engine of it knows on this route; none: not known.
+        """
+        body = parse_body(route, raw_body)
+        if self.settings.unknown_fields == "reject":
+            check_fields(body.fields, known_fields.get(body.model, frozenset()))
+        has_terms = self.slo.enabled and route in GENERATION_ROUTES
+        resolved = resolve(headers, self.slo) if has_terms else _NO_TERMS
+        located = await self.prompts.locate(body.model, route, body.fields)
+        request_id = RequestId(uuid.uuid4().hex)  # never the client's: two clients may send the same
+        public_id = usable_request_id(headers.get("x-request-id")) or request_id
+        forwarded = {name: headers[name] for name in _FORWARDED_HEADERS if name in headers}
+        reads_usage = route in (CHAT_ROUTE, COMPLETION_ROUTE)
+        return Intake(
+            request=Request(
+                id=request_id,
+                model=body.model,
+                route=route,
+                num_prompt_tokens=located.num_tokens or body.num_prompt_tokens,
+                max_output_tokens=body.max_output_tokens,
+                can_hand_off=body.can_hand_off,
+                terms=resolved.terms,
+                terms_implicit=resolved.is_implicit,
+                streamed=body.stream,
+                tokens_counted=located.num_tokens is not None,
+                session=forwarded.get("x-session-id", ""),
+                digest=hashlib.blake2b(raw_body, digest_size=16, key=self.digest_key).digest() if has_terms else b"",
+            ),
+            located=located,
+            call=EngineCall(
+                request_id=request_id,
+                route=route,
+                raw_body=raw_body,
+                fields=body.fields,
+                stream=body.stream,
+                reads_usage=reads_usage,
+                strips_usage=reads_usage and body.stream and not asks_for_usage(body.fields),
+                headers={**forwarded, "content-type": "application/json", "x-request-id": public_id},
+            ),
+            public_id=public_id,
+            wants_explanation=self.settings.explain.headers and headers.get(EXPLAIN_HEADER) == "1",
+        )

@@ -6,69 +6,81 @@ Invariants
  3. A prefill is counted on one worker only, and no longer than until it is over.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 from kvstore.types import RequestId, WorkerId
+from router.fleet_table import FleetTable, PrefillWork
 from router.types import RoutingDecision
 
 
-@dataclass(frozen=True, slots=True)
-class Reserved:
-    """Totals promised to one worker."""
-
-    prefill_tokens: int
-    seqs: int
-
-
 @dataclass(slots=True)
-class _Reservation:
+class Reservation:
+    """One attempt's promises."""
+
     attempt: int
     prefill_on: WorkerId
     decode_on: WorkerId
-    prefill_tokens: int  # 0 once the prefill is over
+    is_prefilling: bool
+    kv_tokens: int
+    tpot_s: float  # inf where nothing was promised
 
 
 class Ledger:
-    """Reservations by request. Only `RouterCore` writes it."""
+    """Reservations by request, summed by worker in the fleet's table. Only `RouterCore` writes it."""
 
-    def __init__(self) -> None:
-        self._reservations: dict[RequestId, _Reservation] = {}
-        self._prefill_tokens: dict[WorkerId, int] = {}
-        self._seqs: dict[WorkerId, int] = {}
+    def __init__(self, table: FleetTable) -> None:
+        self._table = table
+        self._reservations: dict[RequestId, Reservation] = {}
 
-    def reserve(self, decision: RoutingDecision, num_prompt_tokens: int) -> None:
-        """Promise the decision's workers their work: a prompt of one token or more. One reservation a request."""
-        assert num_prompt_tokens > 0, "invariant 3: zero stands for a prefill that is over"
-        assert decision.request_id not in self._reservations, "invariant 1: reserved twice"
+    def reserve(
+        self,
+        decision: RoutingDecision,
+        work: PrefillWork,
+        *,
+        kv_tokens: int,
+        tpot_s: float,
+        streamed: bool,
+        now_s: float,
+    ) -> None:
+        """Promise the decision's workers their work. One reservation a request.
+
+        `tpot_s` is inf where nothing was promised. An answer in one piece hides the end of a local prefill.
+        """
+        request_id = decision.request_id
+        assert request_id not in self._reservations, "invariant 1: reserved twice"
         decode_on = decision.decode.spec.id
         prefill_on = decision.prefill.spec.id if decision.prefill else decode_on
-        self._reservations[decision.request_id] = _Reservation(
-            decision.attempt, prefill_on, decode_on, num_prompt_tokens
+        self._reservations[request_id] = Reservation(
+            decision.attempt, prefill_on, decode_on, is_prefilling=True, kv_tokens=kv_tokens, tpot_s=tpot_s
         )
-        _add(self._prefill_tokens, prefill_on, num_prompt_tokens)
-        _add(self._seqs, decode_on, 1)
+        is_observed = streamed or decision.prefill is not None
+        self._table.promise_prefill(prefill_on, request_id, work, now_s, is_observed=is_observed)
+        self._table.promise_seq(decode_on, kv_tokens, tpot_s)
 
-    def prefill_over(self, request_id: RequestId, attempt: int) -> None:
-        """The prompt has been computed. Idempotent; ignored for an attempt that is not the live one."""
-        reservation = self._reservations.get(request_id)
-        if reservation is None or reservation.attempt != attempt:
-            return
-        _add(self._prefill_tokens, reservation.prefill_on, -reservation.prefill_tokens)
-        reservation.prefill_tokens = 0
-
-    def release(self, request_id: RequestId, attempt: int | None = None) -> bool:
-        """End a reservation; False if there was none (of that attempt)."""
-        reservation = self._reservations.get(request_id)
-        if reservation is None or (attempt is not None and reservation.attempt != attempt):
+    def prefill_over(self, request_id: RequestId, attempt: int, now_s: float) -> bool:
+        """The prompt has been computed; False if that was known, or for an attempt that is not the live one."""
+        held = self._reservations.get(request_id)
+        if held is None or held.attempt != attempt or not held.is_prefilling:
             return False
-        del self._reservations[request_id]
-        _add(self._prefill_tokens, reservation.prefill_on, -reservation.prefill_tokens)
-        _add(self._seqs, reservation.decode_on, -1)
+        held.is_prefilling = False
+        self._table.prefill_over(held.prefill_on, request_id, now_s, done=True)
         return True
 
-    def reserved(self, worker_id: WorkerId) -> Reserved:
-        """Totals promised to a worker."""
-        return Reserved(self._prefill_tokens.get(worker_id, 0), self._seqs.get(worker_id, 0))
+    def release(self, request_id: RequestId, now_s: float, attempt: int | None = None) -> Reservation | None:
+        """End a reservation and return it; None if there was none (of that attempt)."""
+        held = self._reservations.get(request_id)
+        if held is None or (attempt is not None and held.attempt != attempt):
+            return None
+        del self._reservations[request_id]
+        if held.is_prefilling:
+            self._table.prefill_over(held.prefill_on, request_id, now_s, done=False)
+        self._table.seq_over(held.decode_on, held.kv_tokens, held.tpot_s)
+        return held
+
+    def get(self, request_id: RequestId) -> Reservation | None:
+        """The live reservation of a request."""
+        return self._reservations.get(request_id)
 
     def using(self, worker_id: WorkerId) -> list[tuple[RequestId, int]]:
         """(request, attempt) of everything that still needs this worker.
@@ -79,28 +91,19 @@ class Ledger:
         return [
             (request_id, held.attempt)
             for request_id, held in self._reservations.items()
-            if worker_id == held.decode_on or (worker_id == held.prefill_on and held.prefill_tokens > 0)
+            if worker_id == held.decode_on or (worker_id == held.prefill_on and held.is_prefilling)
         ]
 
     def attempts(self) -> dict[RequestId, int]:
         """The live attempt of every request that holds a reservation."""
-        return {request_id: reservation.attempt for request_id, reservation in self._reservations.items()}
+        return {request_id: held.attempt for request_id, held in self._reservations.items()}
 
     def validate(self) -> None:
         """Raise AssertionError where an invariant does not hold."""
-        tokens: dict[WorkerId, int] = {}
-        seqs: dict[WorkerId, int] = {}
-        for reservation in self._reservations.values():
-            _add(tokens, reservation.prefill_on, reservation.prefill_tokens)
-            _add(seqs, reservation.decode_on, 1)
-        assert tokens == self._prefill_tokens, "invariant 2: prefill tokens"
-        assert seqs == self._seqs, "invariant 2: sequences"
-
-
-def _add(totals: dict[WorkerId, int], worker_id: WorkerId, amount: int) -> None:
-    total = totals.get(worker_id, 0) + amount
-    assert total >= 0, "invariant 2: negative total"
-    if total:
-        totals[worker_id] = total
-    else:
-        totals.pop(worker_id, None)
+        self._table.validate()
+        prefills, seqs = Counter[WorkerId](), Counter[WorkerId]()
+        for held in self._reservations.values():
+            prefills[held.prefill_on] += held.is_prefilling
+            seqs[held.decode_on] += 1
+        for worker_id, totals in self._table.totals().items():
+            assert totals == (prefills[worker_id], seqs[worker_id]), f"invariant 2: {worker_id}"

@@ -1,21 +1,23 @@
 """Prometheus metrics of one router process."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from workers.types import WorkerState
+from router.core import RouterCore
+from router.prompt_index import PromptIndex
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_TPOT_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
 
 
 class RouterMetrics:
-    """All series are `headrace_*`. Labels are bounded: routes and outcomes of ours, workers of the fleet."""
+    """All series are `headrace_*`. Labels are bounded: routes, classes and outcomes of ours, workers of the fleet."""
 
-    def __init__(self, fleet: Callable[[], Iterable[WorkerState]], redis_up: Callable[[], bool]) -> None:
+    def __init__(self, core: RouterCore, prompts: PromptIndex, redis_up: Callable[[], bool]) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "headrace_requests", "Requests by route and status the client got", ("route", "status"),
@@ -40,30 +42,104 @@ class RouterMetrics:
         self.e2e = Histogram(
             "headrace_e2e_seconds", "Arrival to the end of the answer", buckets=_SECONDS, registry=self.registry
         )
-        self.registry.register(_FleetCollector(fleet, redis_up))
+        self.tpot = Histogram(
+            "headrace_tpot_seconds",
+            "Mean gap between tokens after the first, streamed requests",
+            buckets=_TPOT_SECONDS,
+            registry=self.registry,
+        )
+        self.rejected = Counter(
+            "headrace_rejected", "Requests turned away, by class and reason", ("service_class", "reason"),
+            registry=self.registry,
+        )  # fmt: skip
+        self.slo = Counter(
+            "headrace_slo_requests",
+            "Streamed requests that ended, by class, whether their targets were promised, and whether both were met",
+            ("service_class", "promised", "met"),
+            registry=self.registry,
+        )
+        self.registry.register(_StateCollector(core, prompts, redis_up))
+
+    def observe_slo(self, service_class: str, promised: bool, met: bool, tpot_s: float) -> None:
+        """A streamed request has ended well."""
+        self.tpot.observe(tpot_s)
+        self.slo.labels(service_class, _yes_no(promised), _yes_no(met)).inc()
 
     def exposition(self) -> bytes:
         """The text format."""
         return generate_latest(self.registry)
 
 
-class _FleetCollector(Collector):
-    """The fleet as it is at scrape time; a worker that left has no series."""
+class _StateCollector(Collector):
+    """Fleet, queue, index and parity as they are at scrape time; a worker that left has no series."""
 
-    def __init__(self, fleet: Callable[[], Iterable[WorkerState]], redis_up: Callable[[], bool]) -> None:
-        self._fleet = fleet
+    def __init__(self, core: RouterCore, prompts: PromptIndex, redis_up: Callable[[], bool]) -> None:
+        self._core = core
+        self._prompts = prompts
         self._redis_up = redis_up
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Fleet gauges now."""
-        redis_up = GaugeMetricFamily("headrace_redis_up", "1 while Redis answers; at 0 routing goes on as known")
-        redis_up.add_metric([], float(self._redis_up()))
+    def collect(self) -> Iterator[Metric]:
+        """Everything now."""
+        yield _gauge("headrace_redis_up", "1 while Redis answers; at 0 routing goes on as known", self._redis_up())
+        yield _gauge("headrace_requests_waiting", "Admitted requests that wait in the router", self._core.num_waiting)
+        yield from self._fleet()
+        yield from self._index()
+        yield from self._parity()
+
+    def _fleet(self) -> Iterator[Metric]:
         workers = GaugeMetricFamily("headrace_worker_up", "1 while the worker is ready", labels=("worker", "role"))
         running = GaugeMetricFamily("headrace_worker_running_seqs", "Running sequences", labels=("worker", "role"))
         blocks = GaugeMetricFamily("headrace_worker_kv_blocks_used", "KV blocks used", labels=("worker", "role"))
-        for worker in self._fleet():
+        for worker in self._core.fleet():
             labels = [worker.spec.id, worker.spec.role.value]
             workers.add_metric(labels, float(worker.phase == "ready"))
             running.add_metric(labels, worker.load.running_seqs)
             blocks.add_metric(labels, worker.load.kv_blocks_used)
-        yield from (redis_up, workers, running, blocks)
+        yield from (workers, running, blocks)
+
+    def _index(self) -> Iterator[Metric]:
+        stats = self._prompts.index.stats()
+        yield _gauge("headrace_index_blocks", "Blocks in the prefix index", stats.blocks)
+        yield _gauge("headrace_index_bytes", "Memory of the prefix index", stats.bytes_used)
+        sources = GaugeMetricFamily(
+            "headrace_index_sources", "Workers by how well they are followed", labels=("state",)
+        )
+        for state, count in stats.sources.items():
+            sources.add_metric([state.value], count)
+        yield sources
+        yield _gauge(
+            "headrace_index_truncated_sources", "Workers whose blocks do not all fit (index.budget_bytes)",
+            stats.truncated_sources,
+        )  # fmt: skip
+        yield _counter("headrace_index_gaps", "Gaps found in workers' block events", stats.gaps)
+        yield _counter("headrace_index_snapshots", "Snapshots loaded, at the start or to repair a gap", stats.snapshots)
+        yield _counter("headrace_index_refused_blocks", "Blocks left out for want of memory", stats.refused_blocks)
+
+    def _parity(self) -> Iterator[Metric]:
+        error = GaugeMetricFamily(
+            "headrace_parity_error", "Predicted against reported cached tokens, 0 right to 1 wrong", labels=("model",)
+        )
+        trusted = GaugeMetricFamily(
+            "headrace_parity_trusted", "0 while a model is routed by load alone for its drift", labels=("model",)
+        )
+        for model, parity in self._prompts.parity.models().items():
+            error.add_metric([model], parity.error)
+            trusted.add_metric([model], float(parity.is_trusted))
+        untokenised = CounterMetricFamily(
+            "headrace_prompts_not_tokenised", "Prompts routed by load alone, and why", labels=("model", "reason")
+        )
+        for (model, reason), count in self._prompts.not_tokenised.items():
+            untokenised.add_metric([model, reason], count)
+        yield from (error, trusted, untokenised)
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=float(value))
+
+
+def _counter(name: str, text: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(name, text, value=float(value))
+
+
+def _yes_no(value: bool) -> str:
+    return "yes" if value else "no"

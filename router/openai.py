@@ -13,6 +13,8 @@ from workers.kv_connector import HANDLE_FIELD
 
 CHAT_ROUTE = "/v1/chat/completions"
 COMPLETION_ROUTE = "/v1/completions"
+# Routes whose answer is made token by token: the ones that targets are about.
+GENERATION_ROUTES = (CHAT_ROUTE, COMPLETION_ROUTE, "/v1/responses", "/v1/messages")
 
 # Fields of the official API that engines may ignore; an official client must never be refused for sending them.
 # Source: openai-python, types/chat/completion_create_params.py and types/completion_create_params.py.

@@ -1,45 +1,59 @@
-"""Least predicted work: the pair, or single worker, whose first token is predicted soonest. Pure.
+"""Least cost in seconds: P and D chosen jointly, local prefill being one of the ways. Pure.
 
-A request that can be handed off is handed off whenever its model has a prefill pool: that is what the pool is for.
-Prefill on the decode worker is the fall-back, for requests that cannot be handed off and for the time when no
-prefill worker is left. (A cost that weighs both needs a fitted latency model.)
+Near-equals. Several routers decide at once, each without having seen the others' last decisions, and all would pick the
+one worker that has just become idle. So the draw is made among all ways whose cost is within what is uncertain: a
+tolerance of the forecast, and with n replicas the work that the n - 1 others may have sent to a worker since the last
+exchange. Of two random ones among these the cheaper is taken (power of two choices, Mitzenmacher 2001).
 """
 
-from collections.abc import Callable, Sequence
 from random import Random
 
-from router.cost import LatencyPrior, decode_step_s, forecast_hand_off, forecast_local, prefill_queue_s
-from router.types import Candidate, Choice, Request
-from workers.types import Role
+import numpy as np
+
+from router.cost import Costs
+from router.fleet_table import Column
+from router.interfaces import Pick
+from router.view import View
+
+_TOLERANCE = 0.03  # of the best cost; forecasts are not better than that
+_TOLERANCE_S = 0.001
 
 
-class LeastPredictedWork:
-    """Choose by forecast; among equals by the seeded `rng`, so that idle workers share the load."""
+class LeastCost:
+    """The shipped policy. Ties and near-ties are broken by the seeded `rng`."""
 
-    def __init__(self, rng: Random, prior: LatencyPrior | None = None) -> None:
+    def __init__(self, rng: Random) -> None:
         self._rng = rng
-        self._prior = prior or LatencyPrior()
 
-    def choose(self, request: Request, prefill: Sequence[Candidate], decode: Sequence[Candidate]) -> Choice | None:
-        """The best choice, or None where nobody can decode. Linear in the number of candidates.
+    def pick(self, view: View, costs: Costs) -> Pick | None:
+        """The cheapest way, or one of the near-equals; None: nobody can decode. Linear in the candidates."""
+        if not len(view.decode):
+            return None
+        local_s = float(costs.local_s.min()) if view.may_prefill_locally else np.inf
+        handed_s = np.inf
+        if len(view.prefill):
+            handed_s = float(costs.prefill.ready_s.min()) + float(costs.handed_s.min())
+        band_s = self._band_s(view, costs, min(local_s, handed_s))
+        if local_s <= handed_s:
+            decode, near = self._draw(costs.local_s, band_s)
+            return Pick(None, decode, near)
+        prefill, near_prefill = self._draw(costs.prefill.ready_s, band_s)
+        decode, near_decode = self._draw(costs.handed_s, band_s)
+        return Pick(prefill, decode, near_prefill * near_decode)
 
-        No term of the cost depends on the pair, so the best pair is the best prefill and the best decode worker.
-        """
-        handing = [d for d in decode if d.worker.spec.role is Role.DECODE] if prefill else []
-        local = [d for d in decode if d.worker.spec.role is Role.MIXED or not prefill]
-        choices = []
-        if handing:
-            p = self._cheapest(prefill, prefill_queue_s)
-            d = self._cheapest(handing, decode_step_s)
-            choices.append(Choice(d.worker, p.worker, forecast_hand_off(request, p, d, self._prior)))
-        if local:
-            d = self._cheapest(local, lambda c, prior: forecast_local(request, c, prior).ttft_s)
-            choices.append(Choice(d.worker, None, forecast_local(request, d, self._prior)))
-        return min(choices, key=lambda choice: choice.forecast.ttft_s, default=None)
+    def _band_s(self, view: View, costs: Costs, best_s: float) -> float:
+        band_s = _TOLERANCE_S + _TOLERANCE * best_s
+        others = view.table.num_replicas - 1
+        if others:
+            side = costs.prefill if len(view.prefill) else costs.local_prefill
+            work_s = float(side.prefill_s.min())
+            band_s += work_s * min(1.0, others / len(side.side))
+        return band_s
 
-    def _cheapest(
-        self, candidates: Sequence[Candidate], cost_s: Callable[[Candidate, LatencyPrior], float]
-    ) -> Candidate:
-        costs_s = [cost_s(candidate, self._prior) for candidate in candidates]
-        best_s = min(costs_s)
-        return self._rng.choice([c for c, c_s in zip(candidates, costs_s, strict=True) if c_s <= best_s])
+    def _draw(self, costs_s: Column, band_s: float) -> tuple[int, int]:
+        """A position, and how many were near-equal."""
+        near = np.flatnonzero(costs_s <= costs_s.min() + band_s)
+        if len(near) == 1:
+            return int(near[0]), 1
+        first, second = (int(near[int(self._rng.random() * len(near))]) for _ in range(2))
+        return (first if costs_s[first] <= costs_s[second] else second), len(near)

@@ -9,28 +9,36 @@ Invariants
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
+from kvstore.fleet_index import SlotsChanged as SourceSlotsChanged
 from kvstore.types import RequestId, WorkerId
 from router.core import RouterCore
-from router.dispatch import Dispatcher, EngineCall
+from router.decision_store import DecisionHistory
+from router.dispatch import Dispatcher, Outcome
 from router.errors import ApiError, broken_stream, from_reject
 from router.events import (
     Abort,
+    Command,
     Dispatch,
     Event,
     FirstToken,
+    PrefillDone,
     Reject,
     RequestArrived,
     RequestCancelled,
     RequestDone,
     RequestFailed,
+    Woken,
     WorkerChanged,
     WorkerGone,
 )
+from router.explain_text import span_attributes
+from router.intake import Intake
 from router.interfaces import RequestTrace, ResponseSink
 from router.metrics import RouterMetrics
+from router.prompt_index import Located, PromptIndex
 from router.types import Request, RoutingDecision
 from workers.errors import WorkerError
 from workers.membership import Joined, Left
@@ -39,25 +47,43 @@ from workers.types import WorkerState
 _log = logging.getLogger(__name__)
 
 
+# Told of every event with the commands that it caused, in order: explanations, recordings.
+Observer = Callable[[float, Event, Sequence[Command]], None]
+
+
 @dataclass(slots=True)
 class _Live:
     """A request between its arrival and its end."""
 
+    request: Request
+    located: Located
     verdict: "asyncio.Future[RoutingDecision | Reject]"
+    task: "asyncio.Task[object] | None"
     arrived_at_s: float
-    attempt: int = 0
-    task: "asyncio.Task[object] | None" = None
+    first_token_at_s: float | None = None
+    attempt: int = 0  # the one dispatched last, whether its task has resumed or not
+    is_running: bool = False  # the task is inside the attempt, where a cancellation can reach it
     aborted_by: WorkerId | None = None
+    cached_tokens: int | None = None  # that the prefill worker reported
+    predicted_tokens: int = 0  # that it was expected to report
 
 
+@dataclass
 class RouterService:
     """One decision path for HTTP and gRPC."""
 
-    def __init__(self, core: RouterCore, dispatcher: Dispatcher, redis_up: Callable[[], bool]) -> None:
-        self._core = core
-        self._dispatcher = dispatcher
-        self._live: dict[RequestId, _Live] = {}
-        self.metrics = RouterMetrics(core.fleet, redis_up)
+    core: RouterCore
+    dispatcher: Dispatcher
+    prompts: PromptIndex
+    redis_up: Callable[[], bool]
+    history: DecisionHistory
+    observers: Sequence[Observer] = ()  # besides the history
+    _live: dict[RequestId, _Live] = field(default_factory=dict)
+    _known_fields: dict[str, dict[str, frozenset[str]]] = field(default_factory=dict)  # by route, until a change
+    _wakeup: asyncio.TimerHandle | None = None
+
+    def __post_init__(self) -> None:
+        self.metrics = RouterMetrics(self.core, self.prompts, self.redis_up)
 
     @property
     def num_in_flight(self) -> int:
@@ -66,49 +92,63 @@ class RouterService:
 
     def fleet(self) -> tuple[WorkerState, ...]:
         """Every known worker."""
-        return self._core.fleet()
+        return self.core.fleet()
 
     def routable_models(self) -> tuple[str, ...]:
         """Models for which a request would be served now."""
-        return self._core.routable_models()
+        return self.core.routable_models()
 
-    def known_fields(self, model: str, route: str) -> frozenset[str]:
-        """Request fields that some engine of the model knows on this route; empty: not known."""
-        return frozenset(
-            name
-            for worker in self._core.fleet()
-            if worker.spec.model == model
-            for name in worker.spec.routes.get(route, ())
-        )
+    def known_fields(self, route: str) -> dict[str, frozenset[str]]:
+        """By model, request fields that some engine of it knows on this route; empty: not known."""
+        known = self._known_fields.get(route)
+        if known is None:
+            known = {}
+            for worker in self.core.fleet():
+                fields = frozenset(worker.spec.routes.get(route, ()))
+                known[worker.spec.model] = known.get(worker.spec.model, frozenset()) | fields
+            self._known_fields[route] = known
+        return known
 
     def on_membership(self, change: Joined | Left) -> None:
         """The fleet changed."""
         match change:
             case Joined(state):
-                known = {worker.spec.id: worker.phase for worker in self._core.fleet()}
+                self._known_fields.clear()
+                known = {worker.spec.id: worker.phase for worker in self.core.fleet()}
                 if known.get(state.spec.id) is not state.phase:
                     _log.info("worker %s (%s) is %s", state.spec.id, state.spec.role, state.phase)
-                self._handle(WorkerChanged(state))
+                self.handle(WorkerChanged(state))
             case Left(worker_id, reason):
+                self._known_fields.clear()
                 _log.warning("worker %s is gone: %s", worker_id, reason)
-                self._handle(WorkerGone(worker_id, reason))
+                for changed in self.prompts.index.drop_worker(worker_id):
+                    self.on_slots_changed(changed)
+                self.handle(WorkerGone(worker_id, reason))
 
-    async def serve(self, request: Request, call: EngineCall, sink: ResponseSink, trace: RequestTrace) -> None:
+    def on_slots_changed(self, change: SourceSlotsChanged) -> None:
+        """The prefix index has new slots for a worker."""
+        event = self.prompts.on_slots_changed(change)
+        if event is not None:
+            self.handle(event)
+
+    async def serve(self, intake: Intake, sink: ResponseSink, trace: RequestTrace) -> None:
         """Serve one request into `sink`. Raises ApiError where the client gets none of the answer, or only part."""
-        loop = asyncio.get_running_loop()
-        live = _Live(loop.create_future(), time.monotonic(), task=asyncio.current_task())
+        request = intake.request
+        verdict: asyncio.Future[RoutingDecision | Reject] = asyncio.get_running_loop().create_future()
+        live = _Live(request, intake.located, verdict, asyncio.current_task(), time.monotonic())
+        self.history.announce(request.id, intake.public_id)
         self._live[request.id] = live
         self.metrics.in_flight.inc()
         status = 499  # nginx's word for a client that went away
         try:
-            self._handle(RequestArrived(request))
-            status = await self._attempts(request, live, call, sink, trace)
+            self.handle(RequestArrived(request, intake.located.overlap))
+            status = await self._attempts(live, intake, sink, trace)
         except ApiError as error:
             status = error.status
-            self._handle(RequestCancelled(request.id))  # nothing to do, unless the error came from the sink
+            self.handle(RequestCancelled(request.id))  # nothing to do, unless the error came from the sink
             raise
         except BaseException:
-            self._handle(RequestCancelled(request.id))
+            self.handle(RequestCancelled(request.id))
             self.metrics.cancelled.inc()
             raise
         finally:
@@ -117,41 +157,49 @@ class RouterService:
             self.metrics.requests.labels(request.route, str(status)).inc()
             self.metrics.e2e.observe(time.monotonic() - live.arrived_at_s)
 
-    async def _attempts(
-        self, request: Request, live: _Live, call: EngineCall, sink: ResponseSink, trace: RequestTrace
-    ) -> int:
+    async def _attempts(self, live: _Live, intake: Intake, sink: ResponseSink, trace: RequestTrace) -> int:
+        request = live.request
         while True:
             with trace.step("route") as span:
                 verdict = await live.verdict
                 if isinstance(verdict, Reject):
                     span.set(rejected=verdict.reason.value)
+                    self.metrics.rejected.labels(request.terms.class_name, verdict.reason.value).inc()
                     raise from_reject(verdict)
-                span.set(**_decision_attributes(verdict))
+                span.set(**span_attributes(verdict))
             live.verdict = asyncio.get_running_loop().create_future()
-            live.attempt = verdict.attempt
             self.metrics.attempts.labels("hand_off" if verdict.prefill else "local").inc()
             try:
-                status = await self._run_attempt(verdict, live, call, sink, trace)
+                outcome = await self._run_attempt(verdict, live, intake, sink, trace)
             except WorkerError as error:
-                self._fail(request.id, verdict, error, retriable=not sink.started)
+                self._fail(intake, verdict, error, retriable=not sink.started)
                 if sink.started:
                     raise broken_stream(error.detail) from error
             else:
-                self._handle(RequestDone(request.id, verdict.attempt))
-                return status
+                self._done(verdict, live, outcome)
+                return outcome.status
 
     async def _run_attempt(
-        self, decision: RoutingDecision, live: _Live, call: EngineCall, sink: ResponseSink, trace: RequestTrace
-    ) -> int:
+        self, decision: RoutingDecision, live: _Live, intake: Intake, sink: ResponseSink, trace: RequestTrace
+    ) -> Outcome:
         """Run an attempt; an Abort of it comes out as WorkerError."""
+        call = intake.call
+        explained = self.history.headers(live.request.id) if intake.wants_explanation else {}
 
         def report(event: Event) -> None:
             if isinstance(event, FirstToken) and call.stream:
-                self.metrics.ttft.observe(time.monotonic() - live.arrived_at_s)
-            self._handle(event)
+                live.first_token_at_s = time.monotonic()
+                self.metrics.ttft.observe(live.first_token_at_s - live.arrived_at_s)
+            elif isinstance(event, PrefillDone):
+                live.cached_tokens = event.cached_tokens
+            self.handle(event)
 
+        lost, live.aborted_by = live.aborted_by, None
+        if lost is not None:  # between the decision and this line
+            raise WorkerError(lost, "gone before the request reached it")
+        live.is_running = True
         try:
-            return await self._dispatcher.run(decision, call, sink, report, trace)
+            return await self.dispatcher.run(decision, call, sink, report, trace, explained)
         except asyncio.CancelledError:
             lost, live.aborted_by = live.aborted_by, None
             if lost is None or live.task is None:
@@ -159,34 +207,61 @@ class RouterService:
             if live.task.uncancel() > 0:
                 raise  # the client went away in the same instant
             raise WorkerError(lost, "gone while it worked on the request") from None
+        finally:
+            live.is_running = False
 
-    def _fail(self, request_id: RequestId, decision: RoutingDecision, error: WorkerError, *, retriable: bool) -> None:
-        _log.warning("request %s attempt %d: %s", request_id, decision.attempt, error)
+    def _done(self, decision: RoutingDecision, live: _Live, outcome: Outcome) -> None:
+        request, usage, now_s = live.request, outcome.usage, time.monotonic()
+        self.handle(RequestDone(request.id, decision.attempt, usage))
+        reported = live.cached_tokens if live.cached_tokens is not None else usage.cached_tokens if usage else None
+        if outcome.status == 200 and reported is not None:
+            self.prompts.compare(request.model, live.located, live.predicted_tokens, reported)
+        if outcome.status == 200 and live.first_token_at_s is not None and usage is not None:
+            ttft_s = live.first_token_at_s - live.arrived_at_s
+            tpot_s = (now_s - live.first_token_at_s) / max(1, usage.output_tokens - 1)
+            met = ttft_s <= request.terms.slo.ttft_s and tpot_s <= request.terms.slo.tpot_s
+            self.metrics.observe_slo(request.terms.class_name, decision.promised, met, tpot_s)
+
+    def _fail(self, intake: Intake, decision: RoutingDecision, error: WorkerError, *, retriable: bool) -> None:
+        _log.warning("request %s attempt %d: %s", intake.public_id, decision.attempt, error)
         self.metrics.failed_attempts.labels(error.worker_id).inc()
-        self._handle(RequestFailed(request_id, decision.attempt, error.worker_id, retriable))
+        self.handle(RequestFailed(intake.request.id, decision.attempt, error.worker_id, retriable))
 
-    def _handle(self, event: Event) -> None:
-        for command in self._core.handle(event, now_s=time.monotonic()):
+    def handle(self, event: Event) -> None:
+        """Tell the core; carry out what it says."""
+        now_s = time.monotonic()
+        commands = self.core.handle(event, now_s)
+        self.history.observe(now_s, event, commands)
+        for observe in self.observers:
+            observe(now_s, event, commands)
+        for command in commands:
             match command:
                 case Dispatch(decision):
-                    self._live[decision.request_id].verdict.set_result(decision)
+                    live = self._live[decision.request_id]
+                    live.attempt = decision.attempt
+                    prefill_on = decision.prefill or decision.decode
+                    live.predicted_tokens = self.prompts.expect(live.located, prefill_on.spec.id)
+                    live.verdict.set_result(decision)
                 case Reject(request_id):
                     self._live[request_id].verdict.set_result(command)
                 case Abort(request_id, attempt, worker_id):
                     self._abort(request_id, attempt, worker_id)
+        self._set_wakeup(now_s)
 
     def _abort(self, request_id: RequestId, attempt: int, worker_id: WorkerId) -> None:
         live = self._live.get(request_id)
-        if live is not None and live.attempt == attempt and live.task is not None and live.aborted_by is None:
-            live.aborted_by = worker_id
+        if live is None or live.attempt != attempt or live.aborted_by is not None or live.task is None:
+            return
+        live.aborted_by = worker_id
+        if live.is_running:
             live.task.cancel()
 
-
-def _decision_attributes(decision: RoutingDecision) -> dict[str, str | int | float | bool]:
-    return {
-        "attempt": decision.attempt,
-        "decode": decision.decode.spec.id,
-        "prefill": decision.prefill.spec.id if decision.prefill else decision.decode.spec.id,
-        "hand_off": decision.prefill is not None,
-        "predicted_ttft_s": decision.forecast.ttft_s,
-    }
+    def _set_wakeup(self, now_s: float) -> None:
+        """One timer, for the time that the core names."""
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+            self._wakeup = None
+        wakeup_s = self.core.next_wakeup_s(now_s)
+        if wakeup_s is not None:
+            loop = asyncio.get_running_loop()
+            self._wakeup = loop.call_later(max(0.0, wakeup_s - now_s), self.handle, Woken())

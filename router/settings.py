@@ -2,7 +2,13 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from router.baselines import BASELINES
+from router.explain_settings import ExplainSettings
+from router.tokens.settings import TokenSettings
+
+LEAST_COST = "least_cost"
 
 
 class ListenSettings(BaseModel):
@@ -26,7 +32,24 @@ class RouterSettings(BaseModel):
     unknown_fields: Literal["reject", "pass"] = Field(
         "reject", description="fields that neither OpenAI nor the engine knows: a 400 that names them, or passed on"
     )
+    tokens: TokenSettings = TokenSettings()
+    explain: ExplainSettings = ExplainSettings()
+    policy: str = Field("least_cost", description="least_cost, or one of its peers' policies, for comparison")
+    hand_off: Literal["cost", "always", "never"] = Field(
+        "cost", description="prefill on another worker: where it costs least, wherever it can be, or nowhere"
+    )
+    dispatch_ahead_s: float = Field(
+        0.1, ge=0.0, le=10.0, description="prompts sent to a worker ahead of need; the rest waits here, in order"
+    )
     max_attempts: int = Field(3, ge=1, le=10, description="workers tried before a request fails")
     retry_after_s: float = Field(2.0, ge=0.1, description="Retry-After when no worker can serve")
     idle_timeout_s: float = Field(600.0, ge=1.0, description="an engine silent for this long has failed the request")
     drain_s: float = Field(10.0, ge=0.0, description="in-flight requests may finish for this long on shutdown")
+
+    @field_validator("policy")
+    @classmethod
+    def _policy_exists(cls, value: str) -> str:
+        allowed = (LEAST_COST, *sorted(BASELINES))
+        if value not in allowed:
+            raise ValueError(f"no such policy; allowed: {', '.join(allowed)}")
+        return value

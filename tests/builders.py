@@ -1,13 +1,19 @@
 """Plain factories: a whole object with one thing said about it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from random import Random
 
 from kvstore.types import RequestId, WorkerId
-from router.core import RouterCore
+from router.admission_desk import AdmissionDesk
+from router.chooser import HandOff
+from router.core import CoreSettings, RouterCore
+from router.fleet_table import FleetTable
+from router.latency import LatencyParams, LatencyPrior
 from router.openai import CHAT_ROUTE, COMPLETION_ROUTE
-from router.policy import LeastPredictedWork
-from router.types import Candidate, Request
+from router.policy import LeastCost
+from router.slo_settings import SloSettings
+from router.types import NO_OVERLAP, UNPROMISED, Overlap, Request, Slo, Terms
+from router.view import View
 from workers.lease_record import LEASE_VERSION, LeaseRecord
 from workers.types import Phase, Role, WorkerLoad, WorkerSpec, WorkerState
 
@@ -25,6 +31,7 @@ def make_worker(
     routes: Mapping[str, tuple[str, ...]] = ROUTES,
     running_seqs: int = 0,
     waiting_seqs: int = 0,
+    kv_blocks_total: int = 100,
 ) -> WorkerState:
     """A worker that is ready to serve, unless told otherwise."""
     spec = WorkerSpec(
@@ -33,7 +40,7 @@ def make_worker(
         model=model,
         address=f"http://{worker_id}:80",
         epoch=epoch,
-        kv_blocks_total=100,
+        kv_blocks_total=kv_blocks_total,
         block_size_tokens=32,
         max_model_len_tokens=2048,
         routes=routes,
@@ -57,7 +64,10 @@ def make_request(
     model: str = MODEL,
     route: str = CHAT_ROUTE,
     num_prompt_tokens: int = 100,
+    max_output_tokens: int = 16,
     can_hand_off: bool = True,
+    terms: Terms = UNPROMISED,
+    streamed: bool = True,
 ) -> Request:
     """A chat request that may be handed off."""
     return Request(
@@ -65,19 +75,75 @@ def make_request(
         model=model,
         route=route,
         num_prompt_tokens=num_prompt_tokens,
-        max_output_tokens=16,
+        max_output_tokens=max_output_tokens,
         can_hand_off=can_hand_off,
+        terms=terms,
+        terms_implicit=terms is UNPROMISED,
+        streamed=streamed,
+        digest=request_id.encode(),
     )
 
 
-def make_candidate(worker: WorkerState, *, reserved_prefill_tokens: int = 0, reserved_seqs: int = 0) -> Candidate:
-    """A worker as a policy sees it."""
-    return Candidate(worker, reserved_prefill_tokens, reserved_seqs)
+def make_terms(
+    *,
+    tenant: str = "default",
+    class_name: str = "chat",
+    ttft_s: float = 1.0,
+    tpot_s: float = 0.1,
+    value: float = 1.0,
+    weight: float = 1.0,
+    deadline_s: float = 60.0,
+    best_effort_ok: bool = False,
+) -> Terms:
+    """A promise asked for."""
+    return Terms(tenant, class_name, Slo(ttft_s, tpot_s), value, weight, deadline_s, best_effort_ok)
 
 
-def make_core(seed: int = 0, *, max_attempts: int = 3) -> RouterCore:
-    """A core with the shipped policy."""
-    return RouterCore(LeastPredictedWork(Random(seed)), max_attempts=max_attempts, retry_after_s=2.0)
+def make_table(*workers: WorkerState, params: LatencyParams | None = None) -> FleetTable:
+    """A table of these workers; the prefix index's slot of each is its place, device tier."""
+    table = FleetTable(params or LatencyPrior().params())
+    for place, worker in enumerate(workers):
+        table.upsert(worker)
+        table.set_slots(worker.spec.id, (place, -1, -1))
+    return table
+
+
+def make_view(
+    table: FleetTable, request: Request | None = None, overlap: Overlap = NO_OVERLAP, now_s: float = 0.0
+) -> View:
+    """All eligible workers of the table."""
+    request = request or make_request()
+    prefill, decode = table.eligible(request.model, request.route)
+    return View(request, overlap, now_s, table, prefill, decode)
+
+
+def make_overlap(blocks_by_slot: Mapping[int, int], block_size_tokens: int = 32) -> Overlap:
+    """Slots that hold so many leading blocks."""
+    depths = sorted({blocks for blocks in blocks_by_slot.values() if blocks > 0})
+    return Overlap(
+        block_size_tokens,
+        tuple((depth, _bits(slot for slot, blocks in blocks_by_slot.items() if blocks >= depth)) for depth in depths),
+    )
+
+
+def _bits(slots: Iterable[int]) -> int:
+    return sum(1 << slot for slot in set(slots))
+
+
+def make_core(
+    seed: int = 0,
+    *,
+    max_attempts: int = 3,
+    hand_off: HandOff = "always",
+    dispatch_ahead_s: float = 0.1,
+    slo: SloSettings | None = None,
+    prior: LatencyPrior | None = None,
+) -> RouterCore:
+    """A core with the shipped policy, handing off whatever it can."""
+    settings = CoreSettings(
+        max_attempts=max_attempts, retry_after_s=2.0, hand_off=hand_off, dispatch_ahead_s=dispatch_ahead_s
+    )
+    return RouterCore(LeastCost(Random(seed)), settings, AdmissionDesk(slo or SloSettings()), prior)
 
 
 def make_lease(state: WorkerState, beat: int = 1) -> LeaseRecord:

@@ -13,7 +13,9 @@ from controlplane.app import RouterPlan, RouterPorts, run_router
 from controlplane.config import Config
 from controlplane.embedded_redis import embedded_redis
 from kvstore.types import WorkerId
+from tests.byte_renderer import ByteRenderer
 from workers.fake import FakeEngine, FakeSettings, Plan
+from workers.ports import free_ports
 from workers.types import Role
 from workers.worker import new_spec, run_joined
 
@@ -36,11 +38,27 @@ class Fleet:
 
     async def add(self, role: Role, name: str, plan: Plan | None = None) -> FakeEngine:
         """Start a fake engine and bring it into the fleet as `name`."""
-        settings = FakeSettings(model=MODEL, plan=plan or Plan(), engine_id=f"engine-{name}")
+        events, replay = free_ports("127.0.0.1", 2)
+        settings = FakeSettings(
+            model=MODEL,
+            plan=plan or Plan(),
+            engine_id=f"engine-{name}",
+            kv_events_endpoint=f"tcp://127.0.0.1:{events}",
+            kv_replay_endpoint=f"tcp://127.0.0.1:{replay}",
+        )
         engine = await self.stack.enter_async_context(FakeEngine(settings).serving())
         stop = asyncio.Event()
         spec = new_spec(WorkerId(name), role, MODEL)
-        joined = run_joined(engine.address, spec, self.config.engine, self.redis_url, self.config.redis, stop)
+        joined = run_joined(
+            engine.address,
+            spec,
+            self.config.engine,
+            self.redis_url,
+            self.config.redis,
+            stop,
+            index=self.config.index,
+            kv_events=self.config.kv_events,
+        )
         self.stack.push_async_callback(_end, asyncio.create_task(joined), stop)
         self.engines[name], self.leaving[name] = engine, stop
         return engine
@@ -49,7 +67,7 @@ class Fleet:
         """Start a router; its address becomes `url`."""
         stop = asyncio.Event()
         listening: asyncio.Future[RouterPorts] = asyncio.get_running_loop().create_future()
-        plan = RouterPlan(self.config, self.redis_url, str(self.folder))
+        plan = RouterPlan(self.config, self.redis_url, str(self.folder), {MODEL: ByteRenderer()})
         task = asyncio.create_task(run_router(plan, listening.set_result, stop))
         self.stack.push_async_callback(_end, task, stop)
         task.add_done_callback(lambda _: listening.cancel())  # a router that cannot start says so below
@@ -91,8 +109,11 @@ class Fleet:
 async def fleet(folder: Path, **sections: Any) -> AsyncIterator[Fleet]:
     """An empty fleet: Redis runs; add engines and start the router as the test wants."""
     sections.setdefault("router", {})
-    sections["router"] = {"http": {"port": 0}, "grpc": {"port": 0}, "drain_s": 0.5, **sections["router"]}
+    defaults = {"http": {"port": 0}, "grpc": {"port": 0}, "drain_s": 0.5, "hand_off": "always"}
+    sections["router"] = {**defaults, **sections["router"]}
     sections.setdefault("redis", {"lease_s": 2.0, "heartbeat_s": 0.1})
+    # On a busy test machine seconds say little: who is let in is tested where it is meant.
+    sections.setdefault("slo", {"enabled": False})
     config = Config.model_validate(sections)
     async with AsyncExitStack() as stack:
         redis_url = await stack.enter_async_context(embedded_redis(folder))

@@ -15,14 +15,22 @@ import pytest
 from aiohttp import web
 from google.protobuf import json_format
 
+from controlplane.app import build_history
+from kvstore.fleet_index import FleetIndex
+from kvstore.prefix_index import PrefixIndex
 from router._generated.headrace.v1 import inference_pb2 as pb
 from router._generated.headrace.v1 import inference_pb2_grpc as pb_grpc
 from router.core import RouterCore
 from router.dispatch import Dispatcher
 from router.grpc_server import GrpcServer
+from router.intake import FrontDesk
 from router.openai import CHAT_ROUTE, COMPLETION_ROUTE
+from router.prompt_index import PromptIndex
 from router.service import RouterService
 from router.settings import RouterSettings
+from router.slo_settings import SloSettings
+from router.tokens.settings import TokenSettings
+from router.tokens.tokenizer import PromptTokenizer
 from router.tracing import NoTracing
 from tests.builders import make_core, make_worker
 from workers.client import EngineClient
@@ -50,6 +58,7 @@ class Door:
     """A running gRPC server and a client of it."""
 
     service: RouterService
+    desk: FrontDesk
     core: RouterCore
     server: GrpcServer
     port: int
@@ -72,14 +81,18 @@ async def open_door(*workers: WorkerState, **settings: Any) -> AsyncIterator[Doo
     """A router with a fleet, behind gRPC."""
     client = EngineClient(idle_timeout_s=30.0)
     core = make_core()
-    service = RouterService(core, Dispatcher(client), redis_up=lambda: True)
+    prompts = PromptIndex(PromptTokenizer(TokenSettings()), FleetIndex(PrefixIndex(1 << 20)), 32)
+    history = build_history(RouterSettings(), "test")
+    service = RouterService(core, Dispatcher(client), prompts, lambda: True, history)
     for worker in workers:
         service.on_membership(Joined(worker))
-    server = GrpcServer(service, RouterSettings(drain_s=5.0, **settings), NoTracing())
+    router = RouterSettings(drain_s=5.0, **settings)
+    desk = FrontDesk(router, SloSettings(), prompts)
+    server = GrpcServer(service, desk, router, NoTracing())
     port = await server.start("127.0.0.1", 0)
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Door(service, core, server, port, channel)
+            yield Door(service, desk, core, server, port, channel)
     finally:
         await server.stop()
         await client.close()

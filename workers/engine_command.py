@@ -14,6 +14,8 @@ INHERITED_ENV = (
 )  # fmt: skip
 INHERITED_ENV_PREFIXES = ("UCX_", "NCCL_", "NIXL_", "HF_")
 
+KV_TOPIC = "kv"  # of the engine's KV events
+
 # Not 0: then the API server hangs with its connections. The supervisor has drained the engine before it stops it.
 _ENGINE_SHUTDOWN_S = "1"
 
@@ -89,7 +91,7 @@ def _kv_events(settings: EngineSettings, ports: EnginePorts) -> dict[str, object
         "publisher": "zmq",
         "endpoint": f"tcp://{settings.host}:{ports.kv_events}",
         "replay_endpoint": f"tcp://{settings.host}:{ports.kv_replay}",
-        "topic": "kv",
+        "topic": KV_TOPIC,
     }
 
 
@@ -108,7 +110,7 @@ def _env(settings: EngineSettings, ports: EnginePorts, parent_env: Mapping[str, 
     }
     if settings.device == "cpu":
         env |= {
-            "VLLM_CPU_KVCACHE_SPACE": f"{settings.kv_cache_bytes / (1 << 30):g}",
+            "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_bytes >> 30),
             "OMP_NUM_THREADS": str(settings.threads),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }

@@ -1,10 +1,12 @@
 """What Headrace reads from an engine's /metrics and /openapi.json. Pure."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from workers.types import WorkerLoad
 
@@ -29,14 +31,41 @@ FORWARDED_ROUTES = frozenset(
     }
 )
 
-_FAMILIES = (
-    "vllm:cache_config_info{",
-    "vllm:num_requests_running{",
-    "vllm:num_requests_waiting{",
-    "vllm:kv_cache_usage_perc{",
-    "vllm:prompt_tokens_total{",
-    "vllm:generation_tokens_total{",
+_CACHE = "vllm:cache_config_info"
+_CACHE_USAGE = "vllm:kv_cache_usage_perc"
+_RUNNING = "vllm:num_requests_running"
+_WAITING = "vllm:num_requests_waiting"
+_PROMPT_TOKENS = "vllm:prompt_tokens_total"
+_GENERATION_TOKENS = "vllm:generation_tokens_total"
+_PROMPT_TOKENS_BY_SOURCE = "vllm:prompt_tokens_by_source_total"
+_COMPUTED = "local_compute"
+_ITL_SUM = "vllm:inter_token_latency_seconds_sum"
+_ITL_COUNT = "vllm:inter_token_latency_seconds_count"
+_STEPS = "vllm:iteration_tokens_total_count"  # of a histogram with one entry an iteration
+_PREFIX_QUERIES = "vllm:prefix_cache_queries_total"
+_PREFIX_HITS = "vllm:prefix_cache_hits_total"
+_SPEC_DRAFTS = "vllm:spec_decode_num_drafts_total"
+_SPEC_DRAFT_TOKENS = "vllm:spec_decode_num_draft_tokens_total"
+_SPEC_ACCEPTED_TOKENS = "vllm:spec_decode_num_accepted_tokens_total"
+
+_READ = (
+    _CACHE,
+    _CACHE_USAGE,
+    _RUNNING,
+    _WAITING,
+    _PROMPT_TOKENS,
+    _GENERATION_TOKENS,
+    _PROMPT_TOKENS_BY_SOURCE,
+    _ITL_SUM,
+    _ITL_COUNT,
+    _STEPS,
+    _PREFIX_QUERIES,
+    _PREFIX_HITS,
+    _SPEC_DRAFTS,
+    _SPEC_DRAFT_TOKENS,
+    _SPEC_ACCEPTED_TOKENS,
 )
+_LINE_STARTS = tuple(name + "{" for name in _READ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +78,65 @@ class EngineMetrics:
     tokens_done: float  # prompt and generated tokens since the start: rises while the engine works
 
 
+@dataclass(slots=True)
+class _Samples:
+    """The samples of interest of one page."""
+
+    totals: dict[str, float] = field(default_factory=dict)  # by name, summed over ranks
+    used_share: dict[str, float] = field(default_factory=dict)  # by data-parallel rank, as is `blocks`
+    blocks: dict[str, int] = field(default_factory=dict)
+    block_size_tokens: int = 0
+
+    def add(self, sample: Sample) -> None:
+        if not math.isfinite(sample.value):
+            raise ValueError(f"{sample.name} is {sample.value}")
+        rank = sample.labels.get("engine", "")
+        if sample.name == _CACHE_USAGE:
+            self.used_share[rank] = sample.value
+        elif sample.name == _CACHE:
+            self.blocks[rank] = _to_int(sample.labels.get("num_gpu_blocks"))
+            self.block_size_tokens = _to_int(sample.labels.get("block_size"))
+        elif sample.name != _PROMPT_TOKENS_BY_SOURCE or sample.labels.get("source") == _COMPUTED:
+            self.totals[sample.name] = self.totals.get(sample.name, 0.0) + sample.value
+
+    def count(self, name: str) -> int:
+        return int(self.totals.get(name, 0.0))
+
+
 def parse_metrics(text: str) -> EngineMetrics:
     """What Headrace reads from `/metrics`. Lines of other families are skipped before parsing: there are thousands.
 
-    Raises ValueError where the text is not in Prometheus' format.
+    Raises ValueError where the text is not in Prometheus' format or a value is no number.
     """
-    wanted = "\n".join(line for line in text.splitlines() if line.startswith(_FAMILIES)) + "\n"
-    totals: dict[str, float] = {}
-    used_share: dict[str, float] = {}  # by data-parallel rank, as is `blocks`
-    blocks: dict[str, int] = {}
-    block_size_tokens = 0
+    wanted = "\n".join(line for line in text.splitlines() if line.startswith(_LINE_STARTS)) + "\n"
+    samples = _Samples()
     for metric in text_string_to_metric_families(wanted):
         for sample in metric.samples:
-            totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
-            rank = sample.labels.get("engine", "")
-            if sample.name == "vllm:kv_cache_usage_perc":
-                used_share[rank] = sample.value
-            elif sample.name == "vllm:cache_config_info":
-                blocks[rank] = _to_int(sample.labels.get("num_gpu_blocks"))
-                block_size_tokens = _to_int(sample.labels.get("block_size"))
+            samples.add(sample)
     return EngineMetrics(
-        kv_blocks_total=sum(blocks.values()),
-        block_size_tokens=block_size_tokens,
-        load=WorkerLoad(
-            running_seqs=int(totals.get("vllm:num_requests_running", 0)),
-            waiting_seqs=int(totals.get("vllm:num_requests_waiting", 0)),
-            kv_blocks_used=sum(round(share * blocks.get(rank, 0)) for rank, share in used_share.items()),
-        ),
-        tokens_done=totals.get("vllm:prompt_tokens_total", 0.0) + totals.get("vllm:generation_tokens_total", 0.0),
+        kv_blocks_total=sum(samples.blocks.values()),
+        block_size_tokens=samples.block_size_tokens,
+        load=_load(samples),
+        tokens_done=samples.totals.get(_PROMPT_TOKENS, 0.0) + samples.totals.get(_GENERATION_TOKENS, 0.0),
+    )
+
+
+def _load(samples: _Samples) -> WorkerLoad:
+    used = sum(round(share * samples.blocks.get(rank, 0)) for rank, share in samples.used_share.items())
+    return WorkerLoad(
+        running_seqs=samples.count(_RUNNING),
+        waiting_seqs=samples.count(_WAITING),
+        kv_blocks_used=used,
+        kv_tokens_used=used * samples.block_size_tokens,
+        itl_sum_s=samples.totals.get(_ITL_SUM, 0.0),
+        itl_count=samples.count(_ITL_COUNT),
+        engine_steps=samples.count(_STEPS) // max(1, len(samples.blocks)),
+        computed_prompt_tokens=samples.count(_PROMPT_TOKENS_BY_SOURCE),
+        prefix_query_tokens=samples.count(_PREFIX_QUERIES),
+        prefix_hit_tokens=samples.count(_PREFIX_HITS),
+        spec_drafts=samples.count(_SPEC_DRAFTS),
+        spec_draft_tokens=samples.count(_SPEC_DRAFT_TOKENS),
+        spec_accepted_tokens=samples.count(_SPEC_ACCEPTED_TOKENS),
     )
 
 

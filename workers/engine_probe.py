@@ -6,6 +6,7 @@ import aiohttp
 import msgspec
 
 from workers.engine_metrics import EngineMetrics, parse_metrics, parse_routes
+from workers.kv_endpoints import KvEndpoints, parse_event_sources
 from workers.settings import EngineSettings
 
 # A wedged engine answers /health with 200 for ever (engine output thread dead), so only tokens prove life.
@@ -73,6 +74,13 @@ class EngineProbe:
         self._tokens_done = tokens_done
         if not progressed and "/v1/completions" in routes:
             await self.make_one_token(model)
+
+    async def kv_event_sources(self) -> dict[int, KvEndpoints]:
+        """Where each data-parallel rank publishes KV events; empty where none does, or the engine does not say."""
+        try:
+            return parse_event_sources(msgspec.json.decode(await self._get("/kv_event_sources")), self._address)
+        except (EngineNotAnsweringError, ValueError):
+            return {}
 
     async def make_one_token(self, model: str) -> None:
         """A real request for one token; raises EngineNotAnsweringError."""

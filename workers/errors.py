@@ -22,3 +22,7 @@ class WorkerFailedError(WorkerError):
 
 class EngineStartError(Exception):
     """The engine did not come up; the message ends with its last log lines."""
+
+
+class KvEventsUnavailableError(Exception):
+    """An engine's KV events cannot be listened to. Its worker is then chosen by load only."""

@@ -1,4 +1,4 @@
-"""The `engine` section of the configuration."""
+"""The `engine` and `kv_events` sections of the configuration."""
 
 from typing import Annotated, Literal
 
@@ -21,7 +21,12 @@ class EngineSettings(BaseModel):
     host: str = Field("127.0.0.1", min_length=1, description="address engines bind to; reachable by routers only")
     dtype: Dtype = Field("auto", description="weights and activations")
     kv_cache_dtype: KvCacheDtype = Field("auto", description="only what the backend really supports")
-    kv_cache_bytes: int = Field(1 << 30, ge=64 << 20, description="KV memory of one engine (device: cpu)")
+    kv_cache_bytes: int = Field(
+        1 << 30,
+        ge=1 << 30,
+        multiple_of=1 << 30,  # VLLM_CPU_KVCACHE_SPACE is a whole number of GiB
+        description="KV memory of one engine (device: cpu), in whole GiB",
+    )
     block_size_tokens: int = Field(32, description="tokens in a KV block", ge=8, le=256, multiple_of=8)
     max_model_len_tokens: int | None = Field(None, ge=16, description="longest context; none: the model's own")
     threads: int = Field(1, ge=1, le=512, description="OpenMP threads of one engine (device: cpu)")
@@ -49,3 +54,22 @@ class EngineSettings(BaseModel):
     def _no_reserved_variable(cls, value: dict[str, str]) -> dict[str, str]:
         check_env(value)
         return value
+
+
+class KvEventSettings(BaseModel):
+    """How a worker learns what its engine has cached, and tells routers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = Field(True, description="false: nothing is published, workers are chosen by load only")
+    silence_s: float = Field(
+        5.0, ge=0.1, le=60.0, description="an engine that sends nothing for so long is asked whether events were lost"
+    )
+    replay_timeout_s: float = Field(5.0, ge=0.1, le=60.0, description="how long its answer to that may take")
+    publish_interval_s: float = Field(0.05, ge=0.001, le=10.0, description="changes wait so long for others to join")
+    max_blocks: int | None = Field(
+        None, ge=1024, description="engine blocks kept track of for one engine; none: 16 times the engine's own"
+    )
+    max_unsent_blocks: int = Field(
+        1_000_000, ge=1024, description="changed blocks kept for Redis while it is away; beyond it a snapshot follows"
+    )

@@ -15,9 +15,11 @@ from dataclasses import replace
 import aiohttp
 
 from workers.child_process import ChildProcess
-from workers.engine_command import EngineCommand, EnginePorts
+from workers.engine_command import KV_TOPIC, EngineCommand, EnginePorts
 from workers.engine_probe import EngineNotAnsweringError, EngineProbe
 from workers.errors import EngineStartError
+from workers.kv_endpoints import KvEndpoints, engine_binds
+from workers.kv_feed import KvFeeds
 from workers.lease_keeper import LeaseKeeper
 from workers.ports import free_ports
 from workers.settings import EngineSettings
@@ -29,7 +31,7 @@ _STOP_GRACE_S = 10.0  # from SIGTERM to SIGKILL, after the drain
 
 
 class EngineSupervisor:
-    """Runs the engine of the worker whose lease `keeper` keeps."""
+    """Runs the engine of the worker whose lease `keeper` keeps; `feeds`, if any, tell routers what it has cached."""
 
     def __init__(
         self,
@@ -39,12 +41,14 @@ class EngineSupervisor:
         *,
         load_interval_s: float,
         log_line: Callable[[str], None],
+        feeds: KvFeeds | None = None,
     ) -> None:
         self._keeper = keeper
         self._settings = settings
         self._build_command = build_command
         self._load_interval_s = load_interval_s
         self._log_line = log_line
+        self._feeds = feeds
         self.restarts = 0
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -70,6 +74,9 @@ class EngineSupervisor:
         ports = EnginePorts(*free_ports(host, 4))
         address = f"http://{host}:{ports.http}"
         self._new_epoch(address)
+        if self._feeds is not None:  # before the engine: it connects to our socket, and drops what nobody hears
+            endpoints = {0: _kv_endpoints(host, ports)}
+            await self._feeds.follow(self._keeper.state.spec.epoch, endpoints, engine_is_up=False)
         command = self._build_command(ports)
         child = await ChildProcess.start(command.argv, command.env, grace_s=_STOP_GRACE_S, log=self._log_line)
         graceful = False
@@ -107,6 +114,9 @@ class EngineSupervisor:
         )
         self._keeper.update(WorkerState(spec, Phase.READY, identity.metrics.load))
         self._say(f"engine ready at {spec.address}")
+        if self._feeds is not None:
+            self._feeds.limit(spec.kv_blocks_total)
+            await self._feeds.follow(spec.epoch, await probe.kv_event_sources())  # further ranks, if it has any
 
     async def _watch(self, child: ChildProcess, probe: EngineProbe, stop: asyncio.Event) -> None:
         spec = self._keeper.state.spec
@@ -157,6 +167,12 @@ class EngineSupervisor:
     def _say(self, message: str) -> None:
         _log.info("worker %s: %s", self._keeper.state.spec.id, message)
         self._log_line(f"supervisor: {message}")
+
+
+def _kv_endpoints(host: str, ports: EnginePorts) -> KvEndpoints:
+    """Of rank 0, as workers/engine_command.py tells the engine."""
+    events, replay = f"tcp://{host}:{ports.kv_events}", f"tcp://{host}:{ports.kv_replay}"
+    return KvEndpoints(events, binds=not engine_binds(events), replay=replay, topic=KV_TOPIC)
 
 
 async def _wait_for(stop: asyncio.Event, timeout_s: float, other: "asyncio.Task[int] | None" = None) -> bool:

@@ -41,11 +41,24 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLoad:
-    """What the engine reported last."""
+    """What the engine reported last. Sums over its data-parallel ranks; counters rise from 0 while the engine lives."""
 
     running_seqs: int
     waiting_seqs: int
     kv_blocks_used: int
+    kv_tokens_used: int = 0  # that these blocks have room for
+    # Decode: every gap between two outputs of a sequence, and the engine's iterations (a mean over ranks). So
+    # gaps / iterations is the mean batch, and seconds / gaps the mean length of a step.
+    itl_sum_s: float = 0.0
+    itl_count: int = 0
+    engine_steps: int = 0
+    computed_prompt_tokens: int = 0  # neither cached nor transferred; counted when the prompt is done
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    # Speculative decoding; 0 without. A draft is a sequence's proposal in one step.
+    spec_drafts: int = 0
+    spec_draft_tokens: int = 0
+    spec_accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,20 +6,21 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
 
 from kvstore.leases import open_leases
-from kvstore.settings import RedisSettings
+from kvstore.settings import IndexSettings, RedisSettings
 from kvstore.types import WorkerId
 from workers.child_process import PrefixedLog
 from workers.engine_command import EngineCommand, EnginePorts, build_engine_command
 from workers.engine_plugin import DELAY_ENV
-from workers.engine_probe import EngineNotAnsweringError, EngineProbe
+from workers.engine_probe import EngineIdentity, EngineNotAnsweringError, EngineProbe
+from workers.kv_feed import open_kv_feeds
 from workers.lease_keeper import LeaseKeeper
-from workers.settings import EngineSettings
+from workers.settings import EngineSettings, KvEventSettings
 from workers.supervisor import EngineSupervisor
 from workers.types import NO_LOAD, Phase, Role, WorkerSpec, WorkerState
 
@@ -39,19 +40,26 @@ class WorkerPlan:
     redis: RedisSettings
     log_dir: str
     otlp_endpoint: str | None = None
+    index: IndexSettings = field(default_factory=IndexSettings)
+    kv_events: KvEventSettings = field(default_factory=KvEventSettings)
 
 
 async def run_worker(plan: WorkerPlan, stop: asyncio.Event) -> None:
     """Run a supervised worker until `stop`. Raises RedisUnavailableError if Redis is not there at the start."""
     log = PrefixedLog(Path(plan.log_dir) / f"{plan.worker_id}.log", plan.worker_id)
     try:
-        async with _lease(plan.redis_url, plan.redis, plan.worker_id, plan.role, plan.model_name) as keeper:
+        # The feeds outside: the lease is given back first.
+        async with (
+            open_kv_feeds(plan.redis_url, plan.worker_id, plan.index, plan.kv_events, plan.redis) as feeds,
+            _lease(plan.redis_url, plan.redis, plan.worker_id, plan.role, plan.model_name) as keeper,
+        ):
             supervisor = EngineSupervisor(
                 keeper,
                 plan.engine,
                 lambda ports: vllm_command(plan, ports),
                 load_interval_s=plan.redis.heartbeat_s,
                 log_line=log,
+                feeds=feeds,
             )
             await supervisor.run(stop)
     finally:
@@ -75,16 +83,28 @@ def vllm_command(plan: WorkerPlan, ports: EnginePorts) -> EngineCommand:
 
 
 async def run_joined(
-    address: str, spec: WorkerSpec, engine: EngineSettings, redis_url: str, redis: RedisSettings, stop: asyncio.Event
+    address: str,
+    spec: WorkerSpec,
+    engine: EngineSettings,
+    redis_url: str,
+    redis: RedisSettings,
+    stop: asyncio.Event,
+    *,
+    index: IndexSettings | None = None,
+    kv_events: KvEventSettings | None = None,
 ) -> None:
     """Keep a lease for an engine that somebody else runs at `address`, for as long as it answers and until `stop`.
 
     Raises RedisUnavailableError, and EngineNotAnsweringError where there is no engine at the start.
     """
+    index, kv_events = index or IndexSettings(), kv_events or KvEventSettings()
     async with aiohttp.ClientSession() as session:
         probe = EngineProbe(session, address, engine)
         identity = await probe.identity()
-        async with _lease(redis_url, redis, spec.id, spec.role, identity.model) as keeper:
+        async with (
+            open_kv_feeds(redis_url, spec.id, index, kv_events, redis) as feeds,
+            _lease(redis_url, redis, spec.id, spec.role, identity.model) as keeper,
+        ):
             checked_at_s = -engine.probe_interval_s
             while not stop.is_set():
                 try:
@@ -96,22 +116,28 @@ async def run_joined(
                 except EngineNotAnsweringError:
                     keeper.update(replace(keeper.state, phase=Phase.STARTING, load=NO_LOAD))
                 else:
-                    known = keeper.state
-                    # An engine that was away may have been restarted: its KV is not what it was.
-                    epoch = known.spec.epoch if known.phase is Phase.READY else time.time_ns() // 1_000_000
-                    current = replace(
-                        known.spec,
-                        address=address,
-                        epoch=epoch,
-                        kv_blocks_total=identity.metrics.kv_blocks_total,
-                        block_size_tokens=identity.metrics.block_size_tokens,
-                        max_model_len_tokens=identity.max_model_len_tokens,
-                        routes=identity.routes,
-                    )
+                    came_back = keeper.state.phase is not Phase.READY
+                    current = _joined_spec(keeper.state, address, identity)
                     keeper.update(WorkerState(current, Phase.READY, load))
+                    if feeds is not None and came_back:
+                        feeds.limit(current.kv_blocks_total)
+                        await feeds.follow(current.epoch, await probe.kv_event_sources())
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(redis.heartbeat_s):
                         await stop.wait()
+
+
+def _joined_spec(known: WorkerState, address: str, identity: EngineIdentity) -> WorkerSpec:
+    return replace(
+        known.spec,
+        address=address,
+        # An engine that was away may have been restarted: its KV is not what it was.
+        epoch=known.spec.epoch if known.phase is Phase.READY else time.time_ns() // 1_000_000,
+        kv_blocks_total=identity.metrics.kv_blocks_total,
+        block_size_tokens=identity.metrics.block_size_tokens,
+        max_model_len_tokens=identity.max_model_len_tokens,
+        routes=identity.routes,
+    )
 
 
 def new_spec(worker_id: WorkerId, role: Role, model: str) -> WorkerSpec:
@@ -134,7 +160,7 @@ async def _lease(
     redis_url: str, redis: RedisSettings, worker_id: WorkerId, role: Role, model: str
 ) -> AsyncIterator[LeaseKeeper]:
     """Hold a lease: renewed in the background, given back at the end."""
-    async with open_leases(redis_url, redis.namespace) as store:
+    async with open_leases(redis_url, redis.namespace, redis) as store:
         keeper = LeaseKeeper(store, redis, WorkerState(new_spec(worker_id, role, model), Phase.STARTING, NO_LOAD))
         task = asyncio.create_task(keeper.run())
         try:

@@ -160,7 +160,7 @@ def test_a_stop_lets_calls_finish() -> None:
 def test_a_stop_cuts_what_does_not_finish() -> None:
     async def test() -> None:
         async with open_door_to_fake(decode_s_per_token=0.05) as (door, engine):
-            door.server = GrpcServer(door.service, RouterSettings(drain_s=0.3), NoTracing())
+            door.server = GrpcServer(door.service, door.desk, RouterSettings(drain_s=0.3), NoTracing())
             port = await door.server.start("127.0.0.1", 0)
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 call = pb_grpc.InferenceStub(channel).Generate(make_request(sampling={"maxTokens": 1000}))
@@ -179,8 +179,10 @@ def test_a_port_that_is_taken_names_its_setting_and_routers_share_one() -> None:
             async with open_door() as door:
                 settings = RouterSettings()
                 with pytest.raises(PortTakenError, match=r"router\.grpc\.port"):
-                    await GrpcServer(door.service, settings, NoTracing()).start("127.0.0.1", taken.getsockname()[1])
-                second = GrpcServer(door.service, settings, NoTracing())
+                    await GrpcServer(door.service, door.desk, settings, NoTracing()).start(
+                        "127.0.0.1", taken.getsockname()[1]
+                    )
+                second = GrpcServer(door.service, door.desk, settings, NoTracing())
                 assert await second.start("127.0.0.1", door.port) == door.port
                 await second.stop()
 

@@ -213,9 +213,8 @@ class CoreMachine(RuleBasedStateMachine):
         }
         if decision.prefill is not None:
             assert decision.prefill.spec.id in prefillers
-            assert decision.decode.spec.role is Role.DECODE
         else:
-            assert not prefillers or decision.decode.spec.role is Role.MIXED
+            assert not prefillers
         prefill = (decision.prefill or decision.decode).spec.id
         self.live[request.id] = Live(request, attempt, decision.decode.spec.id, prefill, failed=failed)
 
@@ -274,9 +273,9 @@ class CoreMachine(RuleBasedStateMachine):
 
 
 def holds_nothing(core: RouterCore) -> bool:
-    return (
-        not core._active and not core._ledger.attempts() and not core._ledger._seqs and not core._ledger._prefill_tokens
-    )
+    table = core._table
+    columns = (table.own_seqs, table.own_prefill_tokens, table.own_kv_tokens)
+    return not core._active and not core._ledger.attempts() and not any(column.any() for column in columns)
 
 
 TestCore = CoreMachine.TestCase

@@ -9,7 +9,9 @@ from router.openai import CHAT_ROUTE, parse_body
 from tests.property.json_bodies import raw_bodies, text, values
 from workers.kv_connector import HANDLE_FIELD, KvHandle, decode_body, parse_handle
 
-fields = st.dictionaries(text.filter(lambda name: name != HANDLE_FIELD), values, min_size=1, max_size=6)
+# Names that parse_body looks at are left out: what it refuses never gets here.
+read = {HANDLE_FIELD, "stream", "ec_transfer_params", "vllm_xargs"}
+fields = st.dictionaries(text.filter(lambda name: name not in read), values, min_size=1, max_size=6)
 params = st.dictionaries(text, values, max_size=4)
 
 

@@ -1,5 +1,6 @@
 """Configuration: one YAML, one frozen tree, errors that say what to write instead."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,19 @@ def test_every_setting_says_what_it_is() -> None:
         return missing
 
     assert undescribed(Config, "") == []
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("slo.classes.chat.ttft=3", "did you mean 'ttft_s'?"),
+        (f"slo.keys.{'0' * 64}.clas=chat", "did you mean 'class'?"),
+        ("slo.default_class=fast", "no such class; allowed: interactive, chat, batch"),
+        ("router.policy=best", "allowed: least_cost, dynamo"),
+        ("index.block_size_tokens=1", "greater than or equal to 8"),
+        ("router.tokens.thread=1", "did you mean 'threads'?"),
+    ],
+)
+def test_a_mistake_deep_in_the_tree_is_named(override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_config(overrides=[override])

@@ -81,8 +81,8 @@ def test_extra_arguments_come_last_as_they_are() -> None:
 
 
 def test_a_cpu_engine_gets_its_memory_and_threads_and_a_cuda_engine_does_not() -> None:
-    env = build(EngineSettings(kv_cache_bytes=3 << 29, threads=4)).env
-    assert (env["VLLM_CPU_KVCACHE_SPACE"], env["OMP_NUM_THREADS"]) == ("1.5", "4")
+    env = build(EngineSettings(kv_cache_bytes=3 << 30, threads=4)).env
+    assert (env["VLLM_CPU_KVCACHE_SPACE"], env["OMP_NUM_THREADS"]) == ("3", "4")
     assert "--enforce-eager" in build().argv
     cuda = build(EngineSettings(device="cuda"))
     assert "VLLM_CPU_KVCACHE_SPACE" not in cuda.env

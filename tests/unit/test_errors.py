@@ -15,6 +15,13 @@ EXPECTED = {
     RejectReason.ROUTE_NOT_SERVED: (404, "route_not_served", None),
     RejectReason.NO_WORKER: (503, "no_worker", None),
     RejectReason.ATTEMPTS_EXHAUSTED: (502, "attempts_exhausted", None),
+    RejectReason.TTFT_INFEASIBLE: (429, "ttft_infeasible", None),
+    RejectReason.TPOT_INFEASIBLE: (429, "tpot_infeasible", None),
+    RejectReason.KV_FULL: (429, "kv_full", None),
+    RejectReason.OVER_SHARE: (429, "over_share", None),
+    RejectReason.QUEUE_FULL: (429, "queue_full", None),
+    RejectReason.DEADLINE_PASSED: (408, "deadline_passed", None),
+    RejectReason.EXPIRED: (503, "expired", None),
 }
 
 

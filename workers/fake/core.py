@@ -130,6 +130,7 @@ class FakeCore:
             await self._sleep_until(now_s + self.plan.timing.step_s(self._seats.running_seqs))
         context = pulled + held.tokens[len(pulled) :]
         self.counters.prompt_tokens += num_tokens
+        self.counters.computed_prompt_tokens += max(0, num_missing)
         self._blocks.store(held, num_tokens)
         self._publish_events()
         return context
@@ -163,13 +164,22 @@ class FakeCore:
         due_s = asyncio.get_running_loop().time()
         for made in range(1, limit + 1):
             if made > 1:
-                due_s = await self._sleep_until(due_s + self.plan.timing.step_s(self._seats.running_seqs))
+                due_s = await self._step(due_s)
             sampled = source.next_token()
             self._take_in(held, sampled)
             output = _next_output(request, index, made, limit, sampled, scanner)
             yield output
             if output.finish_reason is not None:
                 return
+
+    async def _step(self, began_s: float) -> float:
+        """One decode step of one sequence; return when it was over."""
+        running_seqs = self._seats.running_seqs
+        over_s = await self._sleep_until(began_s + self.plan.timing.step_s(running_seqs))
+        self.counters.gaps += 1
+        self.counters.gaps_s += over_s - began_s
+        self.counters.steps += 1 / running_seqs
+        return over_s
 
     def _take_in(self, held: HeldBlocks, sampled: Sampled) -> None:
         self.counters.generation_tokens += 1

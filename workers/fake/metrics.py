@@ -11,7 +11,11 @@ class Counters:
     """Totals since the engine's start."""
 
     prompt_tokens: int = 0
+    computed_prompt_tokens: int = 0
     generation_tokens: int = 0
+    gaps: int = 0  # between two tokens of a sequence
+    gaps_s: float = 0.0  # their sum
+    steps: float = 0.0  # a token made beside n - 1 others is an n-th of a step: the sequences here do not march in step
     prefix_queries_tokens: int = 0
     prefix_hits_tokens: int = 0
     external_queries_tokens: int = 0
@@ -68,11 +72,20 @@ def _counter_lines(settings: FakeSettings, counters: Counters) -> Iterator[str]:
         ("nixl_num_kv_expired_reqs_total", counters.expired_leases),
     ):
         yield from _family(settings, name, "counter", value)
-    base = {"engine": 0, "model_name": settings.model}
-    yield "# TYPE vllm:nixl_bytes_transferred histogram"
-    yield f"vllm:nixl_bytes_transferred_bucket{_labels({**base, 'le': '+Inf'})} {float(counters.transfers)}"
-    yield f"vllm:nixl_bytes_transferred_count{_labels(base)} {float(counters.transfers)}"
-    yield f"vllm:nixl_bytes_transferred_sum{_labels(base)} {float(counters.transferred_bytes)}"
+    for name, count, total in (
+        ("nixl_bytes_transferred", counters.transfers, counters.transferred_bytes),
+        ("inter_token_latency_seconds", counters.gaps, counters.gaps_s),
+        ("iteration_tokens_total", int(counters.steps), counters.computed_prompt_tokens + counters.generation_tokens),
+    ):
+        yield from _histogram(settings, name, count, total)
+    yield "# TYPE vllm:prompt_tokens_by_source_total counter"
+    for source, tokens in (
+        ("local_compute", counters.computed_prompt_tokens),
+        ("local_cache_hit", counters.prefix_hits_tokens),
+        ("external_kv_transfer", counters.external_hits_tokens),
+    ):
+        labels = {"engine": 0, "model_name": settings.model, "source": source}
+        yield f"vllm:prompt_tokens_by_source_total{_labels(labels)} {float(tokens)}"
     yield "# TYPE vllm:request_success_total counter"
     for reason, count in counters.finished.items():
         labels = {"engine": 0, "finished_reason": reason, "model_name": settings.model}
@@ -82,6 +95,14 @@ def _counter_lines(settings: FakeSettings, counters: Counters) -> Iterator[str]:
 def _family(settings: FakeSettings, name: str, kind: str, value: float) -> Iterator[str]:
     yield f"# TYPE vllm:{name} {kind}"
     yield f"vllm:{name}{_labels({'engine': 0, 'model_name': settings.model})} {float(value)}"
+
+
+def _histogram(settings: FakeSettings, name: str, count: int, total: float) -> Iterator[str]:
+    base = {"engine": 0, "model_name": settings.model}
+    yield f"# TYPE vllm:{name} histogram"
+    yield f"vllm:{name}_bucket{_labels({**base, 'le': '+Inf'})} {float(count)}"
+    yield f"vllm:{name}_count{_labels(base)} {float(count)}"
+    yield f"vllm:{name}_sum{_labels(base)} {float(total)}"
 
 
 def _labels(labels: dict[str, object]) -> str:

@@ -1,0 +1,112 @@
+"""From a request to a choice: who may serve it, whose promises that would break, which way is cheapest. Pure."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from kvstore.types import WorkerId
+from router.cost import Costs, has_room, keeps_promises
+from router.fleet_table import NO_ROWS, FleetTable, Rows
+from router.interfaces import Pick, RoutingPolicy
+from router.types import Choice, Considered, Overlap, Request
+from router.view import View
+
+HandOff = Literal["cost", "always", "never"]
+_SHOWN = 3  # ways of each kind in an explanation
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The best way now, or what stands against every way."""
+
+    choice: Choice | None
+    prefill_row: int  # where the prompt would be computed; -1 without a choice
+    num_eligible: int  # decode workers that serve the model and route
+    num_tpot_blocked: int  # of these, where the promise of TPOT of somebody would break
+    num_kv_blocked: int  # of these, without room for the request's KV
+
+
+class Chooser:
+    """Applies one policy to views of one table."""
+
+    def __init__(self, table: FleetTable, policy: RoutingPolicy, hand_off: HandOff) -> None:
+        self._table = table
+        self._policy = policy
+        self._hand_off = hand_off
+
+    def choose(
+        self,
+        request: Request,
+        overlap: Overlap,
+        excluded: Collection[WorkerId],
+        *,
+        now_s: float,
+        expected_output_tokens: int,
+        keep_promises: bool = True,
+    ) -> Chosen:
+        """The policy's pick among eligible workers. `keep_promises`: only where no promised TPOT breaks."""
+        view = self._view(request, overlap, excluded, now_s)
+        costs = Costs(view, shared_steps=expected_output_tokens / 2)
+        num_eligible = len(view.decode_rows)
+        num_tpot, num_kv = 0, 0
+        if keep_promises and num_eligible:
+            kept = keeps_promises(costs, request.terms.slo.tpot_s)
+            room = has_room(costs, request.num_prompt_tokens + expected_output_tokens)
+            num_tpot = num_eligible - int(np.count_nonzero(kept))
+            num_kv = num_eligible - int(np.count_nonzero(room))
+            if num_tpot or num_kv:
+                view = view.with_decode_rows(view.decode_rows[kept & room])
+                costs = Costs(view, shared_steps=expected_output_tokens / 2)
+        pick = self._policy.pick(view, costs)
+        if pick is None:
+            return Chosen(None, -1, num_eligible, num_tpot, num_kv)
+        prefill_row = view.decode_rows[pick.decode] if pick.prefill is None else view.prefill_rows[pick.prefill]
+        return Chosen(self._choice(view, costs, pick), int(prefill_row), num_eligible, num_tpot, num_kv)
+
+    def _view(self, request: Request, overlap: Overlap, excluded: Collection[WorkerId], now_s: float) -> View:
+        prefill, decode = self._table.eligible(request.model, request.route)
+        if not request.can_hand_off or self._hand_off == "never":
+            prefill = NO_ROWS
+        if excluded:
+            prefill, decode = self._without(prefill, excluded), self._without(decode, excluded)
+        may_prefill_locally = self._hand_off != "always" or not len(prefill)
+        return View(request, overlap, now_s, self._table, prefill, decode, may_prefill_locally)
+
+    def _without(self, rows: Rows, excluded: Collection[WorkerId]) -> Rows:
+        return np.array([row for row in rows if self._table.state_at(row).spec.id not in excluded], dtype=np.intp)
+
+    def _choice(self, view: View, costs: Costs, pick: Pick) -> Choice:
+        decode = self._table.state_at(view.decode_rows[pick.decode])
+        prefill = None if pick.prefill is None else self._table.state_at(view.prefill_rows[pick.prefill])
+        considered = _considered(view, costs, pick)
+        return Choice(
+            decode=decode,
+            prefill=prefill,
+            forecast=considered[0].forecast,
+            considered=considered,
+            num_candidates=len(view.decode_rows) + len(view.prefill_rows),
+            num_near_equal=pick.num_near_equal,
+        )
+
+
+def _considered(view: View, costs: Costs, pick: Pick) -> tuple[Considered, ...]:
+    """The picked way first, then the cheapest others: local ways, and either half of a hand-off exchanged."""
+    ways: dict[tuple[int | None, int], None] = {(pick.prefill, pick.decode): None}
+    if view.may_prefill_locally:
+        ways |= dict.fromkeys((None, d) for d in _cheapest(costs.local_s))
+    if len(view.prefill_rows):
+        prefill, decode = _cheapest(costs.prefill.ready_s), _cheapest(costs.handed_s)
+        ways |= dict.fromkeys((p, decode[0]) for p in prefill)
+        ways |= dict.fromkeys((prefill[0], d) for d in decode)
+    id_at = view.table.id_at
+    return tuple(
+        Considered(None if p is None else id_at(view.prefill_rows[p]), id_at(view.decode_rows[d]), costs.forecast(p, d))
+        for p, d in ways
+    )
+
+
+def _cheapest(costs_s: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[int]:
+    few = range(len(costs_s)) if len(costs_s) <= _SHOWN else costs_s.argpartition(_SHOWN)[:_SHOWN].tolist()
+    return sorted(few, key=lambda at: (costs_s.item(at), at))

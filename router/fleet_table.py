@@ -1,0 +1,390 @@
+"""The fleet as columns: one row a worker, so that a decision weighs a thousand of them in a few numpy calls. Pure.
+
+Invariants
+ 1. A known worker has exactly one row. The row of a worker that left is reused only when nothing is promised to it.
+ 2. `own_*` columns are the sums of this router's live reservations: zero when nothing is in flight.
+ 3. `busy_until_s` of a row without pending prefills is never in the future of the last event.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvstore.types import RequestId, WorkerId
+from router.latency import LatencyParams
+from router.tpot import TpotLoad
+from router.types import ReplicaReport, WorkerPromises
+from workers.types import Phase, Role, WorkerState
+
+Rows = NDArray[np.intp]
+Column = NDArray[np.float64]
+
+NO_ROWS: Rows = np.empty(0, dtype=np.intp)
+TIERS = 3
+_PARAMS = len(LatencyParams._fields)
+
+
+class PrefillWork(NamedTuple):
+    """A prompt that a worker is to compute, and the regressors of the latency model that predict its time."""
+
+    tokens: int  # that no cache holds
+    quad: float  # tokens * prompt length / 10^6
+    work_s: float  # predicted
+
+
+@dataclass(slots=True)
+class _Pending:
+    work: PrefillWork
+    ends_at_s: float  # predicted
+    is_observed: bool  # its end will be an event; else it is presumed when predicted
+
+
+@dataclass(slots=True)
+class _Row:
+    """What is kept of a worker beside its columns."""
+
+    worker_id: WorkerId
+    state: WorkerState | None  # None: left, with promises still open
+    pending: dict[RequestId, _Pending] = field(default_factory=dict)  # prefills, in order of dispatch
+    tpots: TpotLoad = field(default_factory=TpotLoad)
+
+
+class FleetTable:
+    """Owner of the columns. Written by the core and its ledger only."""
+
+    def __init__(self, default_params: LatencyParams) -> None:
+        self._default_params = default_params
+        self.slots: NDArray[np.intp] = np.empty((0, TIERS), dtype=np.intp)  # of the prefix index; -1: none
+        self._rows: list[_Row | None] = []
+        self._row_of: dict[WorkerId, int] = {}
+        self._free: list[int] = []
+        self._eligible: dict[tuple[str, str], tuple[Rows, Rows]] = {}
+        self.num_replicas = 1
+        self.has_lower_tiers = False  # some worker keeps blocks in host memory or on disk
+        self._allocate(16)
+
+    # -- workers
+
+    def upsert(self, state: WorkerState) -> None:
+        """A worker joined or changed."""
+        row = self.row(state.spec.id)
+        known = self._rows[row]
+        assert known is not None
+        before, known.state = known.state, state
+        if before is None or before.phase is not state.phase or before.spec != state.spec:
+            self._eligible.clear()
+        load = state.load
+        self.reported_seqs[row] = load.running_seqs + load.waiting_seqs
+        self.running_seqs[row] = load.running_seqs
+        self.waiting_seqs[row] = load.waiting_seqs
+        self.reported_kv_tokens[row] = load.kv_blocks_used * state.spec.block_size_tokens
+        self.kv_total_tokens[row] = state.spec.kv_blocks_total * state.spec.block_size_tokens or np.inf
+
+    def remove(self, worker_id: WorkerId) -> None:
+        """A worker left. Promises to it stay until each is released."""
+        row = self._row_of.get(worker_id)
+        if row is None:
+            return
+        known = self._rows[row]
+        assert known is not None
+        known.state = None
+        self.slots[row] = -1
+        self._eligible.clear()
+        self._drop_if_unused(row)
+
+    def state(self, worker_id: WorkerId) -> WorkerState | None:
+        """The worker, if it is in the fleet."""
+        row = self._row_of.get(worker_id)
+        known = self._rows[row] if row is not None else None
+        return known.state if known is not None else None
+
+    def state_at(self, row: int) -> WorkerState:
+        """The worker of a row that is in the fleet."""
+        known = self._rows[row]
+        assert known is not None and known.state is not None
+        return known.state
+
+    def id_at(self, row: int) -> WorkerId:
+        """The worker of a row."""
+        return self._at(row).worker_id
+
+    def states(self) -> list[WorkerState]:
+        """Every worker, by id."""
+        known = (self._rows[self._row_of[worker_id]] for worker_id in sorted(self._row_of))
+        return [row.state for row in known if row is not None and row.state is not None]
+
+    def eligible(self, model: str, route: str) -> tuple[Rows, Rows]:
+        """Rows that may prefill for others, and rows that may answer: ready, of this model and route. By worker id."""
+        found = self._eligible.get((model, route))
+        if found is None:
+            serving = [
+                state
+                for state in self.states()
+                if state.phase is Phase.READY and state.spec.model == model and route in state.spec.routes
+            ]
+            prefill = [self._row_of[s.spec.id] for s in serving if s.spec.role is Role.PREFILL]
+            decode = [self._row_of[s.spec.id] for s in serving if s.spec.role is not Role.PREFILL]
+            found = np.array(prefill, dtype=np.intp), np.array(decode, dtype=np.intp)
+            if len(self._eligible) > 1000:  # models are asked for by clients: bounded whatever they send
+                self._eligible.clear()
+            self._eligible[model, route] = found
+        return found
+
+    def rows_of_model(self, model: str) -> Rows:
+        """Ready workers of a model, whatever they are for."""
+        found = self._eligible.get((model, ""))
+        if found is None:
+            ready = [s for s in self.states() if s.phase is Phase.READY and s.spec.model == model]
+            rows = np.array([self._row_of[s.spec.id] for s in ready], dtype=np.intp)
+            found = self._eligible[model, ""] = rows, NO_ROWS
+        return found[0]
+
+    def row(self, worker_id: WorkerId) -> int:
+        """The worker's row, made if there is none yet."""
+        row = self._row_of.get(worker_id)
+        if row is None:
+            if not self._free:
+                self._allocate(2 * len(self._rows))
+            row = self._free.pop()
+            self._rows[row] = _Row(worker_id, None)
+            self._row_of[worker_id] = row
+            self._reset(row)
+        return row
+
+    def row_of(self, worker_id: WorkerId) -> int | None:
+        """The worker's row, if it is known."""
+        return self._row_of.get(worker_id)
+
+    def set_slots(self, worker_id: WorkerId, slots: tuple[int, int, int]) -> None:
+        """The prefix index's slots of a worker's tiers."""
+        self.slots[self.row(worker_id)] = slots
+        self.has_lower_tiers = bool((self.slots[:, 1:] >= 0).any())
+
+    def set_latency(
+        self, worker_id: WorkerId, params: LatencyParams, margins: tuple[float, float], stall_s_per_1k_tokens: float
+    ) -> None:
+        """The fitted coefficients of a worker and the safety factors of its prefill and step predictions."""
+        row = self.row(worker_id)
+        self.params[row] = params
+        self.margins[row] = margins
+        self.stall_s_per_1k_tokens[row] = stall_s_per_1k_tokens
+
+    def set_tokens_per_step(self, worker_id: WorkerId, tokens: float) -> None:
+        """What a decode step of a sequence yields on average there: above 1 with speculation."""
+        self.tokens_per_step[self.row(worker_id)] = tokens
+
+    # -- promises of this router
+
+    def promise_prefill(
+        self, worker_id: WorkerId, request_id: RequestId, work: PrefillWork, now_s: float, *, is_observed: bool
+    ) -> None:
+        """A prompt will be computed there. `is_observed`: an event will tell when."""
+        row = self.row(worker_id)
+        ends_at_s = max(float(self.busy_until_s[row]), now_s) + work.work_s
+        self._at(row).pending[request_id] = _Pending(work, ends_at_s, is_observed)
+        self.own_prefill_tokens[row] += work.tokens
+        self.busy_until_s[row] = ends_at_s
+        self.unshared_s[row] += work.work_s
+
+    def prefill_over(self, worker_id: WorkerId, request_id: RequestId, now_s: float, *, done: bool) -> None:
+        """It has been computed (`done`: the ones behind it start now), or will not be."""
+        row = self.row(worker_id)
+        pending = self._at(row).pending
+        over = pending.pop(request_id)
+        self.own_prefill_tokens[row] -= over.work.tokens
+        assert self.own_prefill_tokens[row] >= 0, "invariant 2"
+        rest_s = sum(
+            item.work.work_s if item.is_observed else min(item.work.work_s, max(0.0, item.ends_at_s - now_s))
+            for item in pending.values()
+        )
+        until_s = now_s + rest_s
+        if not done:
+            until_s = min(float(self.busy_until_s[row]) - over.work.work_s, until_s)
+        self.busy_until_s[row] = until_s if pending else min(until_s, now_s)
+        self._drop_if_unused(row)
+
+    def pending_work(self, worker_id: WorkerId) -> tuple[int, int, float] | None:
+        """(prompts, new tokens, quad) promised there and not over, all of them this router's; None: not known."""
+        row = self.row(worker_id)
+        items = self._at(row).pending.values()
+        if self.remote_seqs[row] > 0 or not all(item.is_observed for item in items):
+            return None
+        return len(items), sum(item.work.tokens for item in items), sum(item.work.quad for item in items)
+
+    def hold(self, row: int, work_s: float, now_s: float) -> None:
+        """Count work that waits in this router for the worker of a row; take it back with a negative `work_s`."""
+        self.busy_until_s[row] = max(float(self.busy_until_s[row]), now_s) + work_s
+
+    def promise_seq(self, worker_id: WorkerId, kv_tokens: int, tpot_s: float) -> None:
+        """A sequence will be decoded there; `tpot_s` is inf where nothing was promised."""
+        row = self.row(worker_id)
+        self.own_seqs[row] += 1
+        self.own_kv_tokens[row] += kv_tokens
+        self._at(row).tpots.add(tpot_s)
+        self._refresh_tpot(row)
+
+    def seq_over(self, worker_id: WorkerId, kv_tokens: int, tpot_s: float) -> None:
+        """It has ended."""
+        row = self.row(worker_id)
+        self.own_seqs[row] -= 1
+        self.own_kv_tokens[row] -= kv_tokens
+        assert self.own_seqs[row] >= 0 and self.own_kv_tokens[row] >= 0, "invariant 2"
+        self._at(row).tpots.remove(tpot_s)
+        self._refresh_tpot(row)
+        self._drop_if_unused(row)
+
+    def promises(self, now_s: float) -> tuple[WorkerPromises, ...]:
+        """What the other replicas should know: rows to which anything is promised."""
+        rows = np.flatnonzero((self.own_seqs > 0) | (self.busy_until_s > now_s))
+        return tuple(
+            WorkerPromises(
+                worker_id=self._at(row).worker_id,
+                backlog_s=max(0.0, float(self.busy_until_s[row]) - now_s),
+                seqs=int(self.own_seqs[row]),
+                kv_tokens=int(self.own_kv_tokens[row]),
+                min_tpot_s=self._at(row).tpots.min_s,
+            )
+            for row in rows
+        )
+
+    # -- promises of other replicas
+
+    def set_remote(self, reports: Iterable[ReplicaReport], num_replicas: int, now_s: float) -> None:
+        """Replace all that is known of the other replicas' promises."""
+        for column in (self.remote_until_s, self.remote_seqs, self.remote_kv_tokens, self.unshared_s):
+            column[:] = 0.0
+        self.remote_min_tpot_s[:] = np.inf
+        self.num_replicas = num_replicas
+        for report in reports:
+            for promised in report.workers:
+                row = self._row_of.get(promised.worker_id)
+                if row is None:
+                    continue
+                self.remote_until_s[row] = max(self.remote_until_s[row], now_s) + promised.backlog_s
+                self.remote_seqs[row] += promised.seqs
+                self.remote_kv_tokens[row] += promised.kv_tokens
+                self.remote_min_tpot_s[row] = min(self.remote_min_tpot_s[row], promised.min_tpot_s)
+        self.min_tpot_s = np.minimum(self.own_min_tpot_s, self.remote_min_tpot_s)
+
+    # -- derived columns
+
+    def backlog_s(self, rows: Rows, now_s: float) -> Column:
+        """Predicted seconds until each row has computed the prompts promised to it, by all replicas.
+
+        Others decide while we cannot see it: what this router promised since the last exchange is taken to have been
+        promised as often by each of them.
+        """
+        own: Column = np.maximum(self.busy_until_s[rows] - now_s, 0.0)
+        if self.num_replicas == 1:
+            return own
+        others = np.maximum(self.remote_until_s[rows] - now_s, 0.0)
+        total: Column = own + others + self.unshared_s[rows] * (self.num_replicas - 1)
+        return total
+
+    def seqs(self, rows: Rows) -> Column:
+        """Sequences on each row: as reported, or as promised where the report is older than the promise."""
+        return np.maximum(self.reported_seqs[rows], self.own_seqs[rows] + self.remote_seqs[rows])
+
+    def kv_tokens(self, rows: Rows) -> Column:
+        """Tokens of KV in use on each row, likewise."""
+        return np.maximum(self.reported_kv_tokens[rows], self.own_kv_tokens[rows] + self.remote_kv_tokens[rows])
+
+    def idle_tpot_s(self, rows: Rows, num_prompt_tokens: int) -> Column:
+        """The TPOT of a sequence alone on each row: no promise below it can be kept there."""
+        params = self.params[rows]
+        step_s = params[:, 3] + params[:, 4] + params[:, 5] * (num_prompt_tokens / 1e3)
+        tpot_s: Column = step_s / self.tokens_per_step[rows]
+        return tpot_s
+
+    def next_end_s(self, rows: Rows, output_tokens: int) -> float:
+        """Predicted seconds until a sequence ends on some row: one of n that are part through their answers."""
+        seqs = np.maximum(self.seqs(rows), 1.0)
+        params = self.params[rows]
+        step_s = params[:, 3] + params[:, 4] * seqs + params[:, 5] * (self.kv_tokens(rows) / 1e3)
+        return float((step_s * output_tokens / seqs).min())
+
+    def totals(self) -> dict[WorkerId, tuple[int, int]]:
+        """(prefills, sequences) promised to each known worker."""
+        return {
+            worker_id: (len(self._at(row).pending), int(self.own_seqs[row])) for worker_id, row in self._row_of.items()
+        }
+
+    def validate(self) -> None:
+        """Raise AssertionError where an invariant does not hold."""
+        for worker_id, row in self._row_of.items():
+            assert self._at(row).worker_id == worker_id, "invariant 1"
+        for row, known in enumerate(self._rows):
+            if known is None:
+                assert self.own_seqs[row] == self.own_kv_tokens[row] == self.own_prefill_tokens[row] == 0, "invariant 2"
+            else:
+                assert self.own_seqs[row] == known.tpots.count, "invariant 2"
+
+    def _at(self, row: int) -> _Row:
+        known = self._rows[row]
+        assert known is not None
+        return known
+
+    def _refresh_tpot(self, row: int) -> None:
+        self.own_min_tpot_s[row] = self._at(row).tpots.min_s
+        self.min_tpot_s[row] = min(self.own_min_tpot_s[row], self.remote_min_tpot_s[row])
+
+    def _drop_if_unused(self, row: int) -> None:
+        known = self._at(row)
+        if known.state is None and not known.pending and self.own_seqs[row] == 0:
+            del self._row_of[known.worker_id]
+            self._rows[row] = None
+            self._free.append(row)
+
+    def _allocate(self, size: int) -> None:
+        """Make room for `size` rows."""
+        old = len(self._rows)
+
+        def grown(name: str, fill: float, *shape: int) -> Column:
+            column = np.full((size, *shape), fill)
+            if old:
+                column[:old] = getattr(self, name)
+            return column
+
+        self.reported_seqs = grown("reported_seqs", 0.0)
+        self.running_seqs = grown("running_seqs", 0.0)
+        self.waiting_seqs = grown("waiting_seqs", 0.0)
+        self.reported_kv_tokens = grown("reported_kv_tokens", 0.0)
+        self.kv_total_tokens = grown("kv_total_tokens", np.inf)
+        self.own_prefill_tokens = grown("own_prefill_tokens", 0.0)
+        self.own_seqs = grown("own_seqs", 0.0)
+        self.own_kv_tokens = grown("own_kv_tokens", 0.0)
+        self.own_min_tpot_s = grown("own_min_tpot_s", np.inf)
+        self.busy_until_s = grown("busy_until_s", 0.0)
+        self.unshared_s = grown("unshared_s", 0.0)
+        self.remote_until_s = grown("remote_until_s", 0.0)
+        self.remote_seqs = grown("remote_seqs", 0.0)
+        self.remote_kv_tokens = grown("remote_kv_tokens", 0.0)
+        self.remote_min_tpot_s = grown("remote_min_tpot_s", np.inf)
+        self.min_tpot_s = grown("min_tpot_s", np.inf)
+        self.params = grown("params", 0.0, _PARAMS)
+        self.margins = grown("margins", 1.0, 2)
+        self.stall_s_per_1k_tokens = grown("stall_s_per_1k_tokens", 0.0)
+        self.tokens_per_step = grown("tokens_per_step", 1.0)
+        known_slots = self.slots
+        self.slots = np.full((size, TIERS), -1, dtype=np.intp)
+        self.slots[:old] = known_slots
+        self._rows += [None] * (size - old)
+        self._free += range(size - 1, old - 1, -1)
+
+    def _reset(self, row: int) -> None:
+        """A new worker's row: nothing promised, nothing reported, the prior's coefficients."""
+        for column in (self.reported_seqs, self.running_seqs, self.waiting_seqs, self.reported_kv_tokens,
+                       self.own_prefill_tokens, self.own_seqs, self.own_kv_tokens, self.busy_until_s, self.unshared_s,
+                       self.remote_until_s, self.remote_seqs, self.remote_kv_tokens):  # fmt: skip
+            column[row] = 0.0
+        for column in (self.own_min_tpot_s, self.remote_min_tpot_s, self.min_tpot_s):
+            column[row] = np.inf
+        self.kv_total_tokens[row] = np.inf
+        self.params[row] = self._default_params
+        self.margins[row] = 1.0
+        self.tokens_per_step[row] = 1.0
+        self.stall_s_per_1k_tokens[row] = self._default_params.c1
+        self.slots[row] = -1

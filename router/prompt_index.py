@@ -1,0 +1,102 @@
+"""From a request to what the fleet's caches hold of its prompt: tokens, block hashes, overlap.
+
+Invariants
+ 1. Nothing here waits for Redis, or for an engine. Tokenising long new text happens in a thread; the rest is memory.
+ 2. A prompt whose tokens are not known, or of a model whose predictions have drifted, has no overlap: it is routed by
+    load, and a counter says so. Prompts are never logged.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kvstore.blocks import chain_blocks, chain_root
+from kvstore.fleet_index import FleetIndex
+from kvstore.fleet_index import SlotsChanged as SourceSlotsChanged
+from kvstore.types import WorkerId
+from router.events import SlotsChanged
+from router.parity import Parity
+from router.tokens.tokenizer import PromptTokenizer
+from router.tokens.types import Kind, NotTokenised
+from router.types import NO_OVERLAP, Overlap
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """What is known of one prompt."""
+
+    num_tokens: int | None  # None: not tokenised
+    overlap: Overlap  # what decisions may use
+    seen: Overlap  # what the index says, also where it is not trusted
+
+
+NOT_LOCATED = Located(None, NO_OVERLAP, NO_OVERLAP)
+
+
+class PromptIndex:
+    """The tokeniser and the prefix index, joined."""
+
+    def __init__(self, tokenizer: PromptTokenizer, index: FleetIndex, block_size_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.index = index
+        self.parity = Parity()
+        self.not_tokenised: Counter[tuple[str, str]] = Counter()  # by model and reason
+        self._block_size_tokens = block_size_tokens
+        self._slots: dict[WorkerId, tuple[int, int, int]] = {}
+
+    def on_slots_changed(self, change: SourceSlotsChanged) -> SlotsChanged | None:
+        """The index has new slots for a source; returns what the core should know of it.
+
+        A worker of several data-parallel ranks is known by its first: its address does not say which rank will answer.
+        """
+        source = change.source
+        if source.dp_rank != 0:
+            return None
+        device, host, disk = (-1 if slot is None else slot for slot in change.slots)
+        if (device, host, disk) == (-1, -1, -1):
+            self._slots.pop(source.worker_id, None)
+        else:
+            self._slots[source.worker_id] = device, host, disk
+        return SlotsChanged(source.worker_id, (device, host, disk))
+
+    async def locate(self, model: str, route: str, fields: Mapping[str, Any]) -> Located:
+        """Tokens and overlap of a request's prompt."""
+        prompt = await self.tokenizer.tokenise(model, route, fields)
+        if isinstance(prompt, NotTokenised):
+            known = prompt.kind is not Kind.UNKNOWN_MODEL
+            self.not_tokenised[model if known else "", prompt.kind] += 1  # clients invent names of models
+            return NOT_LOCATED
+        root = chain_root(prompt.lora_name, prompt.cache_salt)
+        chain = chain_blocks(prompt.tokens, self._block_size_tokens, root)
+        seen = Overlap(self._block_size_tokens, self.index.match(chain))
+        trusted = self.parity.is_trusted(model)
+        return Located(prompt.num_tokens, seen if trusted else NO_OVERLAP, seen)
+
+    def expect(self, located: Located, worker_id: WorkerId) -> int:
+        """Tokens of the prompt that this worker should have cached."""
+        if located.num_tokens is None:
+            return 0
+        slots = [slot for slot in self._slots.get(worker_id, ()) if slot >= 0]
+        blocks = max(
+            (blocks for blocks, holders in located.seen.levels for slot in slots if holders >> slot & 1), default=0
+        )
+        size = self._block_size_tokens
+        return min(blocks * size, (located.num_tokens - 1) // size * size)
+
+    def compare(self, model: str, located: Located, predicted_tokens: int, reported_tokens: int) -> None:
+        """An answer says what was cached of its prompt."""
+        if located.num_tokens is None:
+            return
+        if self.parity.observe(model, predicted_tokens, reported_tokens, self._block_size_tokens):
+            if self.parity.is_trusted(model):
+                _log.warning("model %s: cached tokens are predicted right again; prefix-aware routing resumes", model)
+            else:
+                error = self.parity.models()[model].error
+                _log.error(
+                    "model %s: cached tokens are predicted wrong (error %.0f%%); routed by load alone until they are"
+                    " right: see docs/operating.md, 'Parity'", model, 100 * error,
+                )  # fmt: skip

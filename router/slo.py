@@ -1,0 +1,123 @@
+"""Who asks, and on which terms: from a request's headers and the operator's classes. Pure.
+
+A class is named by `x-headrace-class`, else by the API key, else it is the default one. `x-headrace-ttft-s`,
+`x-headrace-tpot-s` and `x-headrace-deadline-s` replace the class's numbers for one request.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from router.errors import ApiError, bad_request
+from router.slo_settings import (
+    MAX_DEADLINE_S,
+    MAX_TPOT_S,
+    MAX_TTFT_S,
+    TENANT_PATTERN,
+    KeySettings,
+    SloSettings,
+)
+from router.types import Slo, Terms
+
+CLASS_HEADER = "x-headrace-class"
+TENANT_HEADER = "x-headrace-tenant"
+TTFT_HEADER = "x-headrace-ttft-s"
+TPOT_HEADER = "x-headrace-tpot-s"
+DEADLINE_HEADER = "x-headrace-deadline-s"
+DEFAULT_TENANT = "default"
+
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_TENANT = re.compile(TENANT_PATTERN)
+_ANONYMOUS = KeySettings(tenant=DEFAULT_TENANT)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A request's terms. `is_implicit`: the client chose neither a class nor a number, and no key did for it."""
+
+    terms: Terms
+    is_implicit: bool
+
+
+def resolve(headers: Mapping[str, str], settings: SloSettings) -> Resolved:
+    """The terms of one request; raises ApiError 400. `headers` with lower-case names or case-insensitive.
+
+    An API key that is not configured belongs to the tenant "default": clients send keys where none is asked for.
+    """
+    key = _key(headers.get("authorization"), settings)
+    name = headers.get(CLASS_HEADER)
+    if name is not None and name not in settings.classes:
+        allowed = ", ".join(settings.classes)
+        raise bad_request(
+            f"{CLASS_HEADER}: {name!r} is not a class here; allowed: {allowed}",
+            code="unknown_class",
+            param=CLASS_HEADER,
+        )
+    chosen = name or key.service_class or settings.default_class
+    template = settings.classes[chosen]
+    ttft_s = _seconds(headers, TTFT_HEADER, MAX_TTFT_S)
+    tpot_s = _seconds(headers, TPOT_HEADER, MAX_TPOT_S)
+    deadline_s = _seconds(headers, DEADLINE_HEADER, MAX_DEADLINE_S)
+    terms = Terms(
+        tenant=_tenant(headers, key, settings),
+        class_name=chosen,
+        slo=Slo(ttft_s=ttft_s or template.ttft_s, tpot_s=tpot_s or template.tpot_s),
+        value=template.value,
+        weight=key.weight,
+        deadline_s=deadline_s or template.deadline_s,
+        best_effort_ok=template.on_overload == "best_effort",
+    )
+    if terms.deadline_s < terms.slo.ttft_s:
+        raise _too_late(terms, TTFT_HEADER if ttft_s else DEADLINE_HEADER)
+    asked = (name, key.service_class, ttft_s, tpot_s, deadline_s)
+    return Resolved(terms, is_implicit=all(item is None for item in asked))
+
+
+def key_digest(key: str) -> str:
+    """How `slo.keys` names an API key."""
+    return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
+
+
+def _key(authorization: str | None, settings: SloSettings) -> KeySettings:
+    """Looked up by digest, which nobody can steer towards a known one: how long it takes says nothing of the keys."""
+    scheme, _, key = (authorization or "").partition(" ")
+    if not settings.keys or scheme.lower() != "bearer":
+        return _ANONYMOUS
+    return settings.keys.get(key_digest(key.strip()), _ANONYMOUS)
+
+
+def _tenant(headers: Mapping[str, str], key: KeySettings, settings: SloSettings) -> str:
+    named = headers.get(TENANT_HEADER)
+    if named is None or not settings.trust_tenant_header:
+        return key.tenant
+    if not _TENANT.fullmatch(named):
+        raise bad_request(
+            f"{TENANT_HEADER}: {named!r} is not a tenant's name; allowed: up to 128 letters, digits and . _ : @ -",
+            code="bad_tenant",
+            param=TENANT_HEADER,
+        )
+    return named
+
+
+def _seconds(headers: Mapping[str, str], name: str, most_s: float) -> float | None:
+    text = headers.get(name)
+    if text is None:
+        return None
+    value = float(text) if _NUMBER.fullmatch(text.strip()) else 0.0
+    if not 0.0 < value <= most_s:
+        raise bad_request(
+            f"{name}: {text!r} is not allowed; allowed: seconds above 0 and up to {most_s:g}, such as 0.5",
+            code="bad_slo",
+            param=name,
+        )
+    return value
+
+
+def _too_late(terms: Terms, param: str) -> ApiError:
+    return bad_request(
+        f"{param}: the first token is asked for within {terms.slo.ttft_s:g} s ({TTFT_HEADER}), which is after the "
+        f"request is given up, {terms.deadline_s:g} s ({DEADLINE_HEADER}; class {terms.class_name!r})",
+        code="bad_slo",
+        param=param,
+    )

@@ -10,7 +10,8 @@ UP_ARGS ?=
 START := $(shell date +%s)
 say = @printf '[%6.1f s] %-8s %s\n' "$$(( $$(date +%s) - $(START) ))" "$(1)" "$(2)"
 
-.PHONY: up test venv lint unit cluster-test clean
+PEERS := $(VENV)-peers
+.PHONY: up test venv lint unit bench-index bench-overload clean
 
 up: venv  ## router and 1P1D vLLM on this machine, until Ctrl-C; UP_ARGS="--pools 2P1D" for more
 	@exec $(BIN)/headrace up $(UP_ARGS)
@@ -26,6 +27,18 @@ lint: venv
 
 unit: venv  ## the tests that need no engine: a minute
 	$(BIN)/python -m pytest -m "not cluster"
+
+bench-index: venv $(PEERS)/.installed  ## prefix index, decisions, cold start, beside Dynamo's and Ray's; minutes, 6 GB
+	$(BIN)/python -m tests.bench.index_report --python $(PEERS)/bin/python
+
+bench-overload: venv  ## twice the load a fake fleet can serve, with admission and without
+	$(BIN)/python -m tests.bench.overload
+
+# Peers live apart: nothing of theirs is needed to run or to test Headrace.
+$(PEERS)/.installed:
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --no-deps ai-dynamo-runtime==1.6.1 || echo "Dynamo's peer is skipped"
+	@touch $@
 
 venv: $(VENV)/.installed
 

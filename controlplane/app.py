@@ -33,7 +33,7 @@ from router.replicas import ReplicaExchange
 from router.service import RouterService
 from router.settings import RouterSettings
 from router.tokens.tokenizer import PromptTokenizer
-from router.tokens.types import Renderer
+from router.tokens.types import Kind, Renderer
 from workers.client import EngineClient
 from workers.demo_model import DEMO_MODEL_NAME
 from workers.lease_follower import LeaseFollower
@@ -41,6 +41,7 @@ from workers.types import Role
 from workers.worker import WorkerPlan
 
 _log = logging.getLogger(__name__)
+_WARM_UP_S = 15.0  # a router without its tokenizers or the prefix index routes by load, which is better than not at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,12 @@ async def _route(
     index = FleetIndex(PrefixIndex(config.index.budget_bytes))
     prompts = PromptIndex(tokenizer, index, config.index.block_size_tokens)
     recipe = core_recipe(settings, config.slo, seed=secrets.randbits(63))
+    warm_by_s = time.monotonic() + _WARM_UP_S
+
+    def is_warm() -> bool:
+        is_loading = any(model.state == Kind.LOADING for model in tokenizer.stats().values())
+        return (blocks.is_ready and not is_loading) or time.monotonic() > warm_by_s
+
     replica_id = secrets.token_hex(8)
     history = build_history(settings, replica_id)
     observers = []
@@ -92,7 +99,7 @@ async def _route(
         stack.push_async_callback(asyncio.to_thread, recorder.close)
         observers.append(recorder.observe)
     service = RouterService(
-        build_core(recipe), Dispatcher(client), prompts, lambda: follower.redis_up, history, observers
+        build_core(recipe), Dispatcher(client), prompts, lambda: follower.redis_up, history, observers, is_warm
     )
     kv_log = await stack.enter_async_context(
         open_kv_log(plan.redis_url, config.redis.namespace, config.index, config.redis)

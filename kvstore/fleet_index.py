@@ -124,7 +124,7 @@ class FleetIndex:
         return source.id if self._blocks.room_blocks > wanted else None
 
     def tick(self) -> None:
-        """Call about once a second: deltas that were missing at the last call are not waited for any longer."""
+        """Call it now and then: deltas that were missing at the last call are not waited for any longer."""
         for source in self._sources.values():
             source.sequence.tick()
 

@@ -29,7 +29,8 @@ _STEP_BLOCKS = 256
 _SWEEP_ENTRIES = 1024
 _SWEEPS_A_LOOK = 16
 _WAIT_S = 0.25  # for news, and so for `stop`
-_REPAIR_INTERVAL_S = 1.0
+_LINGER_S = 0.02  # after news: many workers' small records are read together
+_REPAIR_INTERVAL_S = 0.5
 _RESYNC_INTERVAL_S = 3.0  # between two requests for the same source
 _MAX_BACKOFF_S = 2.0
 
@@ -58,9 +59,9 @@ class IndexFollower:
         self._missing_since_s: dict[SourceId, float] = {}
         self._asked_at_s: dict[SourceId, float] = {}
         self._held_since_s = 0.0
-        self._clock_offset_s = 0.0
         self._ready = asyncio.Event()
         self._stopping = False
+        self._fell_behind = False  # the last look found the log trimmed
         self.redis_up = True  # the last look worked
         self.lag_s = 0.0  # from the publication of what was applied last to its application
         self.num_malformed = 0  # records that could not be read
@@ -94,6 +95,9 @@ class IndexFollower:
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
                 continue
+            except Exception:
+                _log.exception("following the KV log has ended; what is known will only get older")
+                raise
             if not self.redis_up:
                 _log.warning("following the KV log: Redis is back")
             self.redis_up = True
@@ -119,13 +123,18 @@ class IndexFollower:
         await self._take_in(batch)
         self._position = batch.position
         if batch.trimmed:
-            _log.warning("the KV log does not reach back to what was read last; reading the snapshots again")
+            if not self._fell_behind:
+                _log.warning("the KV log does not reach back to what was read last; reading the snapshots again")
             self._snapshots_due = True
         elif batch.caught_up:
             self._ready.set()
+            if batch.records:
+                await asyncio.sleep(_LINGER_S)
+        self._fell_behind = batch.trimmed
         await self._repair()
 
     async def _take_in(self, batch: LogBatch) -> None:
+        read_at_s = time.monotonic()
         for record in batch.records:
             try:
                 deltas = decode_deltas(record)
@@ -136,12 +145,10 @@ class IndexFollower:
                 continue
             for delta in deltas:
                 await self._run(self._index.applying(delta, _STEP_BLOCKS))
-        published_at_s = batch.published_at_s
-        now_s = time.time() + self._clock_offset_s
-        self.lag_s = 0.0 if published_at_s is None else max(0.0, now_s - published_at_s)
+        self.lag_s = batch.age_s + time.monotonic() - read_at_s if batch.records else 0.0
 
     async def _repair(self) -> None:
-        """Once a second: see whether snapshots are needed, and get them."""
+        """Twice a second: see whether snapshots are needed, and get them."""
         now_s = time.monotonic()
         if now_s - self._ticked_at_s < _REPAIR_INTERVAL_S:
             return
@@ -153,29 +160,31 @@ class IndexFollower:
     async def _compare(self) -> None:
         """Compare what is known with the heads of all snapshots; read those that help, ask for what is missing."""
         now_s = self._compared_at_s = time.monotonic()
-        asked_s = time.time()
-        self._clock_offset_s = await self._kv_log.server_time_s() - (asked_s + time.time()) / 2
         heads = await self._kv_log.read_heads()
         truncated = self._index.truncated()
-        needed = {source for source, head in heads.items() if self._helps(source, head)}
+        wanted = self._index.wanted_snapshots()
+        needed = {source for source, head in heads.items() if self._helps(source, head, source in wanted)}
         if truncated is not None:
             needed.add(truncated)
         async for snapshot in self._kv_log.read_snapshots(needed):
             await self._run(self._index.loading(snapshot, _STEP_BLOCKS))
         self._heads = heads
-        wanted = set(self._index.wanted_snapshots())
+        still_wanted = set(self._index.wanted_snapshots())
         if truncated is not None and self._index.truncated() == truncated:
-            wanted.add(truncated)  # its snapshot is older than what is known
-        for source in sorted(wanted):
+            still_wanted.add(truncated)  # its snapshot is older than what is known
+        for source in sorted(still_wanted):
             await self._ask_for_snapshot(source, now_s)
         self._forget_missing(heads, now_s)
 
-    def _helps(self, source: SourceId, head: tuple[int, int]) -> bool:
-        """Whether to read this snapshot: the log has not brought as much, though it has had time to."""
+    def _helps(self, source: SourceId, head: tuple[int, int], is_wanted: bool) -> bool:
+        """Whether to read this snapshot: it is ahead of what is known, and the log will not bring as much soon."""
         known = self._index.position(source)
-        if known is None or self._snapshots_due or source in self._index.wanted_snapshots():
-            return known is None or head > known
-        return known < min(head, self._heads.get(source, head))
+        if known is None:
+            return True
+        if is_wanted or self._snapshots_due:
+            return head > known
+        before = self._heads.get(source)
+        return before is not None and known < min(head, before)  # the log has had the time since to bring it
 
     async def _ask_for_snapshot(self, source: SourceId, now_s: float) -> None:
         if now_s - self._asked_at_s.get(source, -_RESYNC_INTERVAL_S) >= _RESYNC_INTERVAL_S:
@@ -184,8 +193,8 @@ class IndexFollower:
             await self._kv_log.request_resync(source)
 
     def _forget_missing(self, heads: dict[SourceId, tuple[int, int]], now_s: float) -> None:
-        known = self._index.sources()
-        missing = {source for source in known if source not in heads}
+        known = set(self._index.sources())
+        missing = known - heads.keys()
         self._missing_since_s = {source: self._missing_since_s.get(source, now_s) for source in missing}
         for source, since_s in self._missing_since_s.items():
             if now_s - since_s >= self._lease_s:

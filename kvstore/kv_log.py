@@ -10,7 +10,7 @@ Memory in Redis is bounded, by three things:
     the log by time: each write trims what is older than `log_window_s`, by the server's own clock (entry ids);
     the log by size: each writer looks once a second, and trims what is beyond `log_max_bytes`;
     snapshots by what the engines hold (8 bytes a block and tier), and by their expiry when a worker is gone.
-The log itself expires when nobody has written to it for a few windows.
+The log itself expires when nobody has written to it for a few windows. (Redis must allow EVAL and MEMORY USAGE.)
 
 Invariants
  1. A reader that gets no `trimmed` has been given every entry of the log after its position, in order, once. Entries
@@ -46,15 +46,17 @@ _RESYNC_TTL_S = 30.0
 _UPKEEP_INTERVAL_MS = 1000
 _IDLE_WINDOWS = 10  # the log of a fleet that is gone expires after so many
 
-# Entries after ARGV[1], at most ARGV[2]; how many were ever added; how many there are. One step, so that they agree.
+# Entries after ARGV[1], at most ARGV[2]; how many were ever added; how many there are; the server's time. One step, so
+# that they agree.
 _READ = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return {{}, 0, 0} end
+local time = redis.call('TIME')
+if redis.call('EXISTS', KEYS[1]) == 0 then return {{}, 0, 0, time} end
 local info = redis.call('XINFO', 'STREAM', KEYS[1])
 local added, length = -1, 0
 for i = 1, #info, 2 do
   if info[i] == 'entries-added' then added = info[i + 1] elseif info[i] == 'length' then length = info[i + 1] end
 end
-return {redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2]), added, length}
+return {redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2]), added, length, time}
 """
 
 
@@ -87,7 +89,7 @@ class LogBatch:
     position: LogPosition
     trimmed: bool  # entries after the former position are gone (invariant 1)
     caught_up: bool  # there were no more when this was read
-    published_at_s: float | None  # the oldest record's instant by the server's clock; none without records
+    age_s: float  # of the oldest record when it was read, by the server's clock; 0 without records
 
 
 class KvLog:
@@ -202,30 +204,25 @@ class KvLog:
         with self._link.translated():
             await self._link.client.set(self._key(_name(source), "resync"), b"1", px=_ttl_ms(_RESYNC_TTL_S))
 
-    async def server_time_s(self) -> float:
-        """The clock that `published_at_s` is by, in seconds since 1970."""
-        with self._link.translated():
-            seconds, microseconds = await self._link.client.time()
-            return seconds + microseconds / 1e6
-
     async def close(self) -> None:
         """Close the connections."""
         await self._link.close()
 
     async def _read_now(self, after: LogPosition) -> LogBatch:
         found = await self._link.client.eval(_READ, 1, self._log_key, after.entry_id, _READ_ENTRIES)
-        entries, added, length = found
+        entries, added, length, (seconds, microseconds) = found
         if added < 0:
             raise RedisUnavailableError(self._link.url, "it does not count a stream's entries: Redis 7.0 is needed")
         gone = added - length
         known = gone if after.entries is None else after.entries
         seen = max(gone, known) + len(entries)
         if seen > added or (len(entries) < _READ_ENTRIES and seen < added):
-            return LogBatch((), LOG_START, True, False, None)  # this is not the log that was read before
+            return LogBatch((), LOG_START, True, False, 0.0)  # this is not the log that was read before
         records = tuple(fields[1] for _, fields in entries)
         position = LogPosition(_text(entries[-1][0]) if entries else after.entry_id, seen)
-        published_at_s = _milliseconds(entries[0][0]) / 1000 if entries else None
-        return LogBatch(records, position, gone > known, seen == added, published_at_s)
+        read_at_s = int(seconds) + int(microseconds) / 1e6
+        age_s = max(0.0, read_at_s - _milliseconds(entries[0][0]) / 1000) if entries else 0.0
+        return LogBatch(records, position, gone > known, seen == added, age_s)
 
     async def _keep_small(self) -> None:
         """Bound the log in bytes, and let it expire when nobody writes any more."""

@@ -27,8 +27,9 @@ from kvstore.slot_lives import LOST, OPEN, SLOT_BYTES, TRUNCATED, SlotLives
 
 _SPAN_BITS = 16  # a block's value in the table is the number of its set, then its span
 _MAX_SPAN = (1 << _SPAN_BITS) - 1
-# What stores leave to removals, as a part of the budget.
-_RESERVE = 1 / 16
+# What the table may grow to, and stores may fill, as parts of the budget: the rest is for sets, and for removals.
+_TABLE_SHARE = 13 / 16
+_STORE_SHARE = 15 / 16
 
 
 class PrefixIndex:
@@ -41,8 +42,9 @@ class PrefixIndex:
         self._slots = SlotLives()
         self._held: list[int] = []  # by slot: how many blocks
         self._budget_bytes = budget_bytes
-        self._store_limit_bytes = budget_bytes - int(budget_bytes * _RESERVE)
-        if self._store_limit_bytes < 4 * self._blocks.bucket_bytes:
+        self._table_limit_bytes = int(budget_bytes * _TABLE_SHARE)
+        self._store_limit_bytes = int(budget_bytes * _STORE_SHARE)
+        if self._table_limit_bytes < 4 * self._blocks.bucket_bytes:
             raise ValueError(f"a prefix index needs at least {5 * self._blocks.bucket_bytes} bytes, not {budget_bytes}")
         self._next_bucket = 0  # of the pass under way
         self.num_refused_blocks = 0
@@ -75,7 +77,7 @@ class PrefixIndex:
     @property
     def room_blocks(self) -> int:
         """About how many new blocks can be stored before one is refused, if their holders are no new sets."""
-        buckets = max(0, self._store_limit_bytes - self.bytes_used) // self._blocks.bucket_bytes
+        buckets = max(0, self._table_limit_bytes - self.bytes_used) // self._blocks.bucket_bytes
         return (self._blocks.num_buckets + buckets) * self._blocks.bucket_blocks - self._blocks.num_blocks
 
     def held_by(self, slot: int) -> int:
@@ -153,7 +155,8 @@ class PrefixIndex:
             after = low + 1 + (value & _MAX_SPAN)  # where the set changes, if the span is right
             high, at_high = further[-1]
             found = get(chain[after]) if after < high else at_high
-            if after <= high and found >> _SPAN_BITS != group and get(chain[after - 1]) >> _SPAN_BITS == group:
+            changed = after <= high and found >> _SPAN_BITS != group
+            if changed and (after == low + 1 or get(chain[after - 1]) >> _SPAN_BITS == group):
                 low, value = after, found
                 if after == high:
                     further.pop()
@@ -243,7 +246,7 @@ class PrefixIndex:
     def _make_room(self, block: int) -> bool:
         """Split the bucket that this block does not fit into, if memory allows."""
         blocks = self._blocks
-        if not blocks.can_split(block) or self.bytes_used + blocks.split_bytes(block) > self._store_limit_bytes:
+        if not blocks.can_split(block) or self.bytes_used + blocks.split_bytes(block) > self._table_limit_bytes:
             return False
         blocks.split(block)
         return True

@@ -81,6 +81,7 @@ class FleetTable:
         self.running_seqs[row] = load.running_seqs
         self.waiting_seqs[row] = load.waiting_seqs
         self.reported_kv_tokens[row] = load.kv_blocks_used * state.spec.block_size_tokens
+        self.engine_block_tokens[row] = max(1, state.spec.block_size_tokens)
         self.kv_total_tokens[row] = state.spec.kv_blocks_total * state.spec.block_size_tokens or np.inf
 
     def remove(self, worker_id: WorkerId) -> None:
@@ -368,6 +369,7 @@ class FleetTable:
         self.margins = grown("margins", 1.0, 2)
         self.stall_s_per_1k_tokens = grown("stall_s_per_1k_tokens", 0.0)
         self.tokens_per_step = grown("tokens_per_step", 1.0)
+        self.engine_block_tokens = grown("engine_block_tokens", 1.0)
         known_slots = self.slots
         self.slots = np.full((size, TIERS), -1, dtype=np.intp)
         self.slots[:old] = known_slots

@@ -1,6 +1,7 @@
 """The HTTP front door of one router process: OpenAI routes, health, metrics.
 
-`/healthz`: the process runs. `/readyz`: a request would be served.
+`/healthz`: the process runs. `/readyz`: a request would be served, and where its prefix is: a router that is put behind
+a balancer too early scatters everybody's prefixes. Requests that come before are served all the same.
 """
 
 import asyncio
@@ -112,10 +113,14 @@ class HttpListener:
 
     async def _readyz(self, _: web.Request) -> web.Response:
         models = self._service.routable_models()
-        if models:
+        if models and self._service.is_warm():
             return _json_response({"status": "ready", "models": models})
-        workers = {worker.spec.id: worker.phase for worker in self._service.fleet()}
-        return _json_response({"status": "not ready", "workers": workers}, status=503, headers=self._retry_after())
+        state = {
+            "status": "not ready",
+            "workers": {worker.spec.id: worker.phase for worker in self._service.fleet()},
+            "warm": self._service.is_warm(),
+        }
+        return _json_response(state, status=503, headers=self._retry_after())
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(

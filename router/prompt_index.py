@@ -76,16 +76,16 @@ class PromptIndex:
         trusted = self.parity.is_trusted(model)
         return Located(prompt.num_tokens, seen if trusted else NO_OVERLAP, seen)
 
-    def expect(self, located: Located, worker_id: WorkerId) -> int:
-        """Tokens of the prompt that this worker should have cached."""
+    def expect(self, located: Located, worker_id: WorkerId, engine_block_tokens: int) -> int:
+        """Tokens of the prompt that this worker should have cached, in whole blocks of its engine."""
         if located.num_tokens is None:
             return 0
         slots = [slot for slot in self._slots.get(worker_id, ()) if slot >= 0]
         blocks = max(
             (blocks for blocks, holders in located.seen.levels for slot in slots if holders >> slot & 1), default=0
         )
-        size = self._block_size_tokens
-        return min(blocks * size, (located.num_tokens - 1) // size * size)
+        tokens = min(blocks * self._block_size_tokens, located.num_tokens - 1)
+        return tokens - tokens % max(1, engine_block_tokens)
 
     def compare(self, model: str, located: Located, predicted_tokens: int, reported_tokens: int) -> None:
         """An answer says what was cached of its prompt."""

@@ -78,6 +78,7 @@ class RouterService:
     redis_up: Callable[[], bool]
     history: DecisionHistory
     observers: Sequence[Observer] = ()  # besides the history
+    is_warm: Callable[[], bool] = lambda: True  # it knows what the fleet has cached, or has waited long enough to
     _live: dict[RequestId, _Live] = field(default_factory=dict)
     _known_fields: dict[str, dict[str, frozenset[str]]] = field(default_factory=dict)  # by route, until a change
     _wakeup: asyncio.TimerHandle | None = None
@@ -239,8 +240,8 @@ class RouterService:
                 case Dispatch(decision):
                     live = self._live[decision.request_id]
                     live.attempt = decision.attempt
-                    prefill_on = decision.prefill or decision.decode
-                    live.predicted_tokens = self.prompts.expect(live.located, prefill_on.spec.id)
+                    spec = (decision.prefill or decision.decode).spec
+                    live.predicted_tokens = self.prompts.expect(live.located, spec.id, spec.block_size_tokens)
                     live.verdict.set_result(decision)
                 case Reject(request_id):
                     self._live[request_id].verdict.set_result(command)

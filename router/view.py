@@ -91,7 +91,8 @@ class Side:
         slots = self._table.slots[self.rows, tier]
         blocks = depth[np.minimum(slots, len(depth) - 1)]
         tokens: Column = np.minimum(blocks * float(self._view.overlap.block_size_tokens), self._view.most_cached_tokens)
-        return tokens
+        # An engine reuses whole blocks of its own, which may be larger than the index's.
+        return tokens - tokens % self._table.engine_block_tokens[self.rows]
 
 
 class View:
@@ -133,9 +134,8 @@ class View:
 
     @property
     def most_cached_tokens(self) -> int:
-        """An engine always computes the last token of a prompt, so its block is never taken from a cache."""
-        size = self.overlap.block_size_tokens
-        return (self.request.num_prompt_tokens - 1) // size * size
+        """An engine always computes the last token of a prompt."""
+        return self.request.num_prompt_tokens - 1
 
     @lazy
     def slot_depth_blocks(self) -> np.ndarray[tuple[int], np.dtype[np.intp]]:

@@ -26,8 +26,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, traces: Received) -> Itera
             "dtype": "float32",
             "max_model_len_tokens": 2304,
             "kv_lease_s": 20,
-            "extra_args": ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"],
+            "extra_args": [
+                *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+                "--trust-request-chat-template",
+            ],
         },
+        # What is tested on this cluster is the hand-off; an idle decode worker would do its own prefill.
+        "router": {"hand_off": "always"},
+        # A CPU that tests share makes ten tokens a second at best.
+        "slo": {"classes": {"chat": {"ttft_s": 200, "tpot_s": 20, "deadline_s": 300}}, "default_class": "chat"},
         "telemetry": {"otlp_endpoint": traces.endpoint},
     }
     with running_stack(tmp_path_factory.mktemp("cluster") / "headrace.yaml", config) as stack:

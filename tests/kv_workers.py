@@ -45,10 +45,16 @@ class Worker:
     log: list[KvDelta] = field(default_factory=list)
 
     def restart(self) -> None:
+        """A new epoch, with nothing held."""
         self.epoch += 1
         self.seq = 0
         self.held = {tier: set() for tier in Tier}
         self.history[(self.epoch, 0)] = NOTHING
+
+    @property
+    def now(self) -> Held:
+        """What is held now."""
+        return self.history[(self.epoch, self.seq)]
 
     def step(self) -> KvDelta:
         """One delta of a few changes, as a worker's mirror would send it."""
@@ -60,6 +66,7 @@ class Worker:
         return delta
 
     def snapshot(self) -> KvSnapshot:
+        """All that is held now."""
         held = {tier: sorted(self.held[tier], key=depth) for tier in Tier if self.held[tier]}
         return KvSnapshot(self.source, self.epoch, self.seq, held)
 
@@ -84,6 +91,7 @@ class Worker:
 
 
 def depth(block: int) -> int:
+    """How many blocks come before it."""
     return 0 if not PARENTS[block] else 1 + depth(PARENTS[block])
 
 

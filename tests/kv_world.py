@@ -67,6 +67,7 @@ class World:
     session: aiohttp.ClientSession
 
     async def follow(self, epoch: int) -> RouterView:
+        """Follow the engine in a new epoch; what a router sees of it."""
         await self.feeds.follow(epoch, {0: self.where})
         return RouterView(self.log, SOURCE)
 
@@ -81,6 +82,7 @@ class World:
 
 @asynccontextmanager
 async def world(*, can_replay: bool = True, **settings: object) -> AsyncIterator[World]:
+    """Everything but the engine; `settings` are for the fakes that the test starts."""
     to_line, to_listener, replay = (f"tcp://{HOST}:{port}" for port in free_ports(HOST, 3))
     fake = FakeSettings(kv_events_endpoint=to_line, kv_replay_endpoint=replay, **settings)  # type: ignore[arg-type]
     where = KvEndpoints(to_listener, binds=False, replay=replay if can_replay else None, topic="kv")
@@ -107,6 +109,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
+    """Look until `condition` holds."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(15):
             while not condition():
@@ -121,6 +124,7 @@ def prompt(number: int, num_blocks: int = 4) -> list[int]:
 
 
 def chain(tokens: list[int], num_tokens: int | None = None, salt: str | None = None) -> set[int]:
+    """Canonical blocks of the first `num_tokens`."""
     return set(chain_blocks(tokens[:num_tokens], INDEX.block_size_tokens, chain_root(cache_salt=salt)))
 
 

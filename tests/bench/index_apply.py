@@ -30,7 +30,8 @@ DECODE_BLOCKS = 8  # of as many sequences, each one longer by a block
 class Source:
     """One worker's cache: it stores, and forgets its oldest when it is full."""
 
-    def __init__(self, number: int, new_blocks: Callable[[int], tuple[int, ...]]) -> None:
+    def __init__(self, number: int, blocks_held: int, new_blocks: Callable[[int], tuple[int, ...]]) -> None:
+        self._blocks_held = blocks_held
         self._id = SourceId(WorkerId(f"worker-{number}"))
         self._new_blocks = new_blocks
         self._held: deque[tuple[int, ...]] = deque()
@@ -41,7 +42,7 @@ class Source:
         changes = [KvChange(Op.STORE, Tier.DEVICE, self._new_blocks(size)) for size in sizes]
         self._held.extend(change.hashes for change in changes)
         self._num_held += sum(sizes)
-        while self._num_held > BLOCKS_HELD:
+        while self._num_held > self._blocks_held:
             oldest = self._held.popleft()
             self._num_held -= len(oldest)
             changes.append(KvChange(Op.REMOVE, Tier.DEVICE, oldest[::-1]))
@@ -55,18 +56,18 @@ def new_hashes() -> Callable[[int], tuple[int, ...]]:
     return lambda size: tuple(xxh3_64_intdigest(next(numbers).to_bytes(8, "little")) for _ in range(size))
 
 
-def deltas(sizes: tuple[int, ...]) -> Iterator[KvDelta]:
+def deltas(sizes: tuple[int, ...], blocks_held: int) -> Iterator[KvDelta]:
     """Deltas of all sources in random order, for ever."""
     random, new_blocks = Random(1), new_hashes()
-    sources = [Source(number, new_blocks) for number in range(NUM_SOURCES)]
+    sources = [Source(number, blocks_held, new_blocks) for number in range(NUM_SOURCES)]
     while True:
         yield random.choice(sources).delta(sizes)
 
 
-def apply_rate(sizes: tuple[int, ...], num_events: int) -> float:
+def apply_rate(sizes: tuple[int, ...], num_events: int, blocks_held: int) -> float:
     """Block events a CPU second once every cache is full: stores and removals alike."""
-    index, stream = FleetIndex(PrefixIndex(1 << 28)), deltas(sizes)
-    for _ in range(NUM_SOURCES * BLOCKS_HELD * 5 // 4 // sum(sizes)):
+    index, stream = FleetIndex(PrefixIndex(1 << 28)), deltas(sizes, blocks_held)
+    for _ in range(NUM_SOURCES * blocks_held * 5 // 4 // sum(sizes)):
         index.apply(next(stream))
     done, spent_s = 0, 0.0
     while done < num_events:
@@ -79,11 +80,11 @@ def apply_rate(sizes: tuple[int, ...], num_events: int) -> float:
     return done / spent_s
 
 
-def measure_apply(num_events: int = NUM_EVENTS) -> dict[str, float]:
+def measure_apply(num_events: int = NUM_EVENTS, blocks_held: int = BLOCKS_HELD) -> dict[str, float]:
     """`apply_per_s` for prefill and decode mixed, and the worst case: every block in a change of its own."""
     return {
-        "apply_per_s": round(apply_rate((PREFILL_BLOCKS, DECODE_BLOCKS), num_events)),
-        "apply_single_per_s": round(apply_rate((1,), num_events // 4)),
+        "apply_per_s": round(apply_rate((PREFILL_BLOCKS, DECODE_BLOCKS), num_events, blocks_held)),
+        "apply_single_per_s": round(apply_rate((1,), num_events // 4, blocks_held)),
     }
 
 

@@ -2,8 +2,8 @@
 
     python -m tests.bench.index_cold_start
 
-A real server holds the snapshots of a fleet, and a log of what its workers have said since. Measured is the time from the
-first command to `ready`, and how long the event loop was held at a time meanwhile.
+A real server holds the snapshots of a fleet, and a log of what its workers have said since. Measured is the time from
+the first command to `ready`, and how long the event loop was held at a time meanwhile.
 """
 
 import asyncio

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -19,11 +18,11 @@ from xxhash import xxh3_64_intdigest
 from kvstore.prefix_index import PrefixIndex
 from tests.bench.index_workload import rss_bytes
 
+MODULE = "tests.bench.index_memory"
 NUM_WORKERS = 1000
 ONE_HOLDER_BLOCKS = 2_000_000
 FLAT_EVENTS = 10_000_000
 FLAT_BUDGET_BYTES = 64 << 20
-WORKER_BLOCKS = 1000  # what a worker holds in the run with removals: a million in all
 RUN_BLOCKS = 32
 SWEEP_BLOCKS = 2048
 RUNS = ("one-holder", "dict", "removes", "no-removes", "restarts")
@@ -63,10 +62,11 @@ def measure_one_holder(num_blocks: int, in_dict: bool) -> dict[str, Any]:
 def measure_flat(kind: str, num_events: int, budget_bytes: int = FLAT_BUDGET_BYTES) -> dict[str, Any]:
     """Resident set at ten points of so many store events, every block new.
 
-    `removes`: workers remove their oldest. `no-removes`: they never do, and the index refuses. `restarts`: as before,
-    but a worker that was refused starts again, and its old slot is swept.
+    `removes`: workers remove their oldest, and all fits. `no-removes`: they never do, and the index refuses.
+    `restarts`: as before, but a worker that was refused starts again, and its old slot is swept.
     """
     index, random = PrefixIndex(budget_bytes), Random(1)
+    runs_held = index.room_blocks * 2 // 3 // RUN_BLOCKS // NUM_WORKERS  # by a worker that removes
     slots = [index.open_slot() for _ in range(NUM_WORKERS)]
     runs: list[deque[int]] = [deque() for _ in range(NUM_WORKERS)]
     before, num_runs, points_mib, most_bytes = rss_bytes(), num_events // RUN_BLOCKS, list[float](), 0
@@ -75,7 +75,7 @@ def measure_flat(kind: str, num_events: int, budget_bytes: int = FLAT_BUDGET_BYT
         refused = index.store(slots[worker], hashes_of(run))
         if kind == "removes":
             runs[worker].append(run)
-            if len(runs[worker]) > WORKER_BLOCKS // RUN_BLOCKS:
+            if len(runs[worker]) > runs_held:
                 index.remove(slots[worker], hashes_of(runs[worker].popleft())[::-1])
         elif kind == "restarts" and refused:
             index.retire(slots[worker])
@@ -93,7 +93,7 @@ def measure_flat(kind: str, num_events: int, budget_bytes: int = FLAT_BUDGET_BYT
     }
 
 
-def in_fresh_process(*arguments: str, python: str = sys.executable, module: str = __spec__.name) -> dict[str, Any]:
+def in_fresh_process(*arguments: str, python: str = sys.executable, module: str = MODULE) -> dict[str, Any]:
     """What a bench module prints when run with these arguments."""
     command = [python, "-m", module, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -111,7 +111,6 @@ def measure_memory(scale: float = 1.0) -> dict[str, Any]:
 def main() -> None:
     """One run."""
     kind, scale = sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
-    measure: Callable[[], dict[str, Any]]
     if kind in ("one-holder", "dict"):
         result = measure_one_holder(int(ONE_HOLDER_BLOCKS * scale), in_dict=kind == "dict")
     else:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore.fleet_index import NO_SLOTS, FleetIndex, Slots, SlotsChanged, Steps
-from kvstore.kv_types import KvDelta, KvSnapshot, SourceId, Tier
+from kvstore.kv_types import KvDelta, KvSnapshot, SourceId
 from kvstore.prefix_index import PrefixIndex
 from kvstore.source_sequence import SyncState
 from kvstore.types import WorkerId

@@ -70,7 +70,7 @@ def run(mirror: KvMirror, twin: Twin, batch: list[KvEvent | Lost]) -> list[KvCha
     return changes
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(histories())
 def test_the_mirror_equals_its_twin_and_followers_equal_the_mirror(history: History) -> None:
     """Invariants 1 to 4 and 7. A batch on its way out has the same effect."""
@@ -100,7 +100,7 @@ def test_the_mirror_equals_its_twin_and_followers_equal_the_mirror(history: Hist
     assert late_follower.held == follower.held
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(histories(), st.integers(1, 20))
 def test_with_little_room_the_mirror_knows_less_and_nothing_wrong(history: History, max_blocks: int) -> None:
     """Invariants 1, 2 and 5."""

@@ -1,7 +1,7 @@
 """PrefixIndex against a brute-force twin. Numbers: invariants of kvstore/prefix_index.py.
 
-Blocks are the nodes of a random tree. A history stores paths of it (whole or in part, several at a time), removes blocks
-with all that hangs below them, retires and opens slots, sweeps a little, and asks for matches in between.
+Blocks are the nodes of a random tree. A history stores paths of it (whole or in part, several at a time), removes
+blocks with all that hangs below them, retires and opens slots, sweeps a little, and asks for matches in between.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,11 @@ def histories(draw: st.DrawFn) -> tuple[Tree, History]:
     num_nodes, num_steps = draw(st.integers(1, 40)), draw(st.integers(0, 80))
     branching = random.random() / 2
     tree = [node - 1 if random.random() > branching else random.randint(-1, node - 1) for node in range(num_nodes)]
-    numbers = lambda: [random.randrange(1000) for _ in range(random.choice([1, 1, 1, 3]))]  # noqa: E731
-    return tree, [(random.choice(OPS), random.randrange(1000), numbers()) for _ in range(num_steps)]
+    steps: History = []
+    for _ in range(num_steps):
+        nodes = [random.randrange(1000) for _ in range(random.choice([1, 1, 1, 3]))]
+        steps.append((random.choice(OPS), random.randrange(1000), nodes))
+    return tree, steps
 
 
 def block_of(node: int) -> int:

@@ -33,11 +33,11 @@ from kvstore.settings import RedisSettings
 
 RedisClient = redis.asyncio.Redis | redis.asyncio.RedisCluster
 
-# Everything that a dead, restarting or unreachable server makes redis-py raise.
-REDIS_FAILURES = (RedisError, RedisClusterException, OSError, asyncio.TimeoutError)
+# Everything that a dead, restarting, refusing or unreachable server makes redis-py raise.
+_FAILURES = (RedisError, RedisClusterException, OSError, asyncio.TimeoutError)
 # The Cluster client raises these too while its table of nodes is being made again: a slot that nobody serves is a
 # KeyError, a default node that is not known yet an AttributeError.
-_CLUSTER_FAILURES = (*REDIS_FAILURES, LookupError, AttributeError)
+_CLUSTER_FAILURES = (*_FAILURES, LookupError, AttributeError)
 
 ANSWER_TIMEOUT_S = 5.0
 _CONNECT_TIMEOUT_S = 3.0
@@ -52,7 +52,7 @@ class RedisLink:
         address = parse_redis_url(url)
         self.url = without_password(url)
         self._seeds = address.hosts if address.kind is Kind.CLUSTER else ()
-        self._failures = _CLUSTER_FAILURES if self._seeds else REDIS_FAILURES
+        self._failures = _CLUSTER_FAILURES if self._seeds else _FAILURES
         self._sentinel: Sentinel | None = None
         settings = settings or RedisSettings()
         match address.kind:
@@ -105,7 +105,7 @@ class _PasswordFile(CredentialProvider):
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
         """(password,) or (user, password); an OSError counts as Redis being unavailable."""
-        password = self._path.read_text(encoding="utf-8").rstrip("\r\n")
+        password = self._path.read_text(encoding="utf-8", errors="replace").rstrip("\r\n")
         return (password,) if self._username is None else (self._username, password)
 
     async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:

@@ -7,8 +7,8 @@ Invariants
  1. Set 0 is the empty set. No two numbers stand for equal sets: two blocks have the same holders exactly if they have
     the same number.
  2. A set is in use while blocks have its number; then it is forgotten, and its number used again.
- 3. `bytes_used` is no less than what the process spends: for each number ever used (tables do not shrink) and for each
-    bitset in use.
+ 3. `bytes_used` is no less than what the process spends on every number ever used (tables do not shrink) but that of
+    the empty set, and on every bitset in use.
 """
 
 # A number ever used: two list places, its own int and its count's, a place among the free ones, and a dict entry, which
@@ -29,7 +29,7 @@ class HolderSets:
         self._num_blocks = [0]  # by number; that of the empty set means nothing
         self._number_of = {0: 0}
         self._free: list[int] = []
-        self.bytes_used = _NUMBER_BYTES
+        self.bytes_used = 0
 
     def __len__(self) -> int:
         """How many sets are in use, the empty one not counted."""

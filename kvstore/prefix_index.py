@@ -21,15 +21,18 @@ Invariants
 
 from collections.abc import Sequence
 
-from kvstore.block_table import SLOTS_PER_BUCKET, BlockTable
+from kvstore.block_table import SLOTS_PER_BUCKET, BlockTable, first_buckets_for
 from kvstore.holder_sets import HolderSets
 from kvstore.slot_lives import LOST, OPEN, SLOT_BYTES, TRUNCATED, SlotLives
 
 _SPAN_BITS = 16  # a block's value in the table is the number of its set, then its span
 _MAX_SPAN = (1 << _SPAN_BITS) - 1
-# What the table may grow to, and stores may fill, as parts of the budget: the rest is for sets, and for removals.
-_TABLE_SHARE = 13 / 16
+# Parts of the budget: for the table when all its buckets have split; up to which buckets may split; up to which stores
+# may add sets of holders. The last is left to removals.
+_TABLE_SHARE = 12 / 16
+_SPLIT_SHARE = 14 / 16
 _STORE_SHARE = 15 / 16
+_MIN_BUCKETS = 4
 
 
 class PrefixIndex:
@@ -37,17 +40,18 @@ class PrefixIndex:
 
     def __init__(self, budget_bytes: int, *, slots_per_bucket: int = SLOTS_PER_BUCKET) -> None:
         """`budget_bytes`: hard limit on the memory of all this; ValueError if it cannot hold a few buckets."""
-        self._blocks = BlockTable(slots_per_bucket)
+        first_buckets = first_buckets_for(int(budget_bytes * _TABLE_SHARE), slots_per_bucket)
+        self._blocks = BlockTable(slots_per_bucket, first_buckets)
         self._sets = HolderSets()
         self._slots = SlotLives()
         self._held: list[int] = []  # by slot: how many blocks
         self._budget_bytes = budget_bytes
-        self._table_limit_bytes = int(budget_bytes * _TABLE_SHARE)
+        self._split_limit_bytes = int(budget_bytes * _SPLIT_SHARE)
         self._store_limit_bytes = int(budget_bytes * _STORE_SHARE)
-        if self._table_limit_bytes < 4 * self._blocks.bucket_bytes:
-            raise ValueError(f"a prefix index needs at least {5 * self._blocks.bucket_bytes} bytes, not {budget_bytes}")
         self._next_bucket = 0  # of the pass under way
         self.num_refused_blocks = 0
+        if first_buckets < _MIN_BUCKETS or self.bytes_used > self._split_limit_bytes:
+            raise ValueError(f"{budget_bytes} bytes are too few for a prefix index")
 
     @property
     def num_blocks(self) -> int:
@@ -77,8 +81,10 @@ class PrefixIndex:
     @property
     def room_blocks(self) -> int:
         """About how many new blocks can be stored before one is refused, if their holders are no new sets."""
-        buckets = max(0, self._table_limit_bytes - self.bytes_used) // self._blocks.bucket_bytes
-        return (self._blocks.num_buckets + buckets) * self._blocks.bucket_blocks - self._blocks.num_blocks
+        blocks, free_bytes = self._blocks, max(0, self._split_limit_bytes - self.bytes_used)
+        times = (blocks.num_buckets + free_bytes // blocks.bucket_bytes) // blocks.first_buckets
+        num_buckets = blocks.first_buckets << times.bit_length() - 1  # more would be only some of the next doubling
+        return max(0, num_buckets * blocks.bucket_blocks - blocks.num_blocks)
 
     def held_by(self, slot: int) -> int:
         """How many blocks an open slot holds; 0 for a lost one."""
@@ -244,10 +250,10 @@ class PrefixIndex:
         return len(run)
 
     def _make_room(self, block: int) -> bool:
-        """Split the bucket that this block does not fit into, if memory allows."""
+        """Split the bucket that this block does not fit into, or stretch it if there is no memory; False: it was."""
         blocks = self._blocks
-        if not blocks.can_split(block) or self.bytes_used + blocks.split_bytes(block) > self._table_limit_bytes:
-            return False
+        if not blocks.can_split(block) or self.bytes_used + blocks.split_bytes(block) > self._split_limit_bytes:
+            return blocks.stretch(block)
         blocks.split(block)
         return True
 

@@ -97,7 +97,9 @@ class AdmissionDesk:
 
     def arrived(self, request: Request, forecast: Forecast, pool_state: PoolState, now_s: float) -> Admitted | Refused:
         """Decide on a request for which `forecast` is the best choice there is now."""
-        pool = self._pools.setdefault(request.model, _Pool(self._settings))
+        pool = self._pools.get(request.model)
+        if pool is None:
+            pool = self._pools[request.model] = _Pool(self._settings)
         terms, cost_s = request.terms, max(_LEAST_WORK_S, forecast.work_s)
         self._shares.asked(terms.tenant, terms.weight, cost_s, now_s)
         due_in_s = pool.places.due_in_s(terms.tenant, request.digest, now_s)

@@ -1,8 +1,8 @@
 """The decision core: `handle(event, now_s) -> commands`. Pure; the same code in production, tests and simulation.
 
 Invariants
- 1. A request that arrived is answered by exactly one Dispatch or Reject, at once or after it has waited, and by one
-    more for each retriable failure. A request that is cancelled while it waits is answered by nothing.
+ 1. A request that arrived is answered by exactly one Dispatch or Reject, at once or after a Hold, and by one more for
+    each retriable failure. A request that is cancelled while it waits is answered by nothing else.
  2. A Dispatch's workers are reserved in the ledger when the command is returned (law 6), and released by the one
     event that ends the attempt.
  3. Events of an attempt that is not the live one change nothing.
@@ -26,6 +26,7 @@ from router.events import (
     Dispatch,
     Event,
     FirstToken,
+    Hold,
     PrefillDone,
     Reject,
     RejectReason,
@@ -191,7 +192,10 @@ class RouterCore:
         if verdict.at_once and is_open and chosen.choice is not None:
             return [self._dispatch_waiting(active, chosen.choice, now_s)]
         self._desk.wait(request.id)
-        return self._pump_model(request.model, now_s)
+        commands = self._pump_model(request.model, now_s)
+        if active.is_waiting:
+            commands.append(Hold(request.id, verdict.promised, verdict.why))
+        return commands
 
     def _handle_prefill_over(self, request_id: RequestId, attempt: int, now_s: float, *, local: bool) -> list[Command]:
         """`local`: seen by the first token, which also ends the transfer of a prompt computed elsewhere."""

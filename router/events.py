@@ -157,4 +157,13 @@ class Abort:
     worker_id: WorkerId
 
 
-Command = Dispatch | Reject | Abort
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Let the request wait: it has been let in, and Dispatch or Reject follows. `why`: admission's word on it."""
+
+    request_id: RequestId
+    promised: bool
+    why: str
+
+
+Command = Dispatch | Reject | Abort | Hold

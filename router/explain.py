@@ -18,6 +18,7 @@ from router.events import (
     Dispatch,
     Event,
     FirstToken,
+    Hold,
     PrefillDone,
     Reject,
     RequestArrived,
@@ -39,6 +40,7 @@ class _Story:
     notes: list[tuple[float, Note]] = field(default_factory=list)  # (now_s, what)
     attempt: int = 0  # the live one
     is_waiting: bool = True  # there is no live attempt
+    held_because: str = ""  # admission's word, while it waits
 
 
 class Explainer:
@@ -69,7 +71,7 @@ class Explainer:
         for command in commands:
             self._answered(now_s, command, ended)
         if story is not None and story.is_waiting and story.request.id in self._stories:
-            story.notes.append((now_s, Wait(self._num_waiting - 1)))
+            story.notes.append((now_s, Wait(self._num_waiting - 1, story.held_because)))
         return ended
 
     def explanation(self, any_id: str) -> Explanation | None:
@@ -120,6 +122,9 @@ class Explainer:
     def _answered(self, now_s: float, command: Command, ended: list[Explanation]) -> None:
         story = self._stories.get(command.decision.request_id if isinstance(command, Dispatch) else command.request_id)
         if story is None:
+            return
+        if isinstance(command, Hold):
+            story.held_because = command.why
             return
         story.notes.append((now_s, command))
         if isinstance(command, Dispatch):

@@ -22,6 +22,7 @@ class Wait:
     """The core answered an arrival or a failure with nothing yet; so many others waited at that moment."""
 
     num_waiting: int
+    why: str = ""
 
 
 Note = PrefillDone | FirstToken | RequestDone | RequestFailed | RequestCancelled | Dispatch | Reject | Abort | Wait
@@ -73,8 +74,8 @@ class _Telling:
     def step(self, age_s: float, note: Note) -> told.Step:
         at_s = _seconds(age_s)
         match note:
-            case Wait(num_waiting):
-                return told.Queued(at_s, num_waiting, "")
+            case Wait(num_waiting, why):
+                return told.Queued(at_s, num_waiting, _text(why))
             case Dispatch(decision):
                 self._decision, self._dispatched_age_s = decision, age_s
                 self._began_age_s = self._prefill_cached_tokens = None

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from router.events import Abort, Command, Dispatch, Event, Reject
+from router.events import Abort, Command, Dispatch, Event, Hold, Reject
 from router.recording import End, Header, Recording, Step, plain
 
 _MOST_PARTS = 12
@@ -72,6 +72,8 @@ def brief(command: Command) -> str:
             return f"Reject {request_id}: {reason.value}"
         case Abort(request_id, attempt, worker_id):
             return f"Abort {request_id} attempt {attempt}: {worker_id} is gone"
+        case Hold(request_id):
+            return f"Hold {request_id}"
 
 
 def _differing(step: Step, core: Core) -> tuple[tuple[str, str, str], ...]:

@@ -24,6 +24,7 @@ from router.events import (
     Dispatch,
     Event,
     FirstToken,
+    Hold,
     PrefillDone,
     Reject,
     RequestArrived,
@@ -247,6 +248,8 @@ class RouterService:
                     self._live[request_id].verdict.set_result(command)
                 case Abort(request_id, attempt, worker_id):
                     self._abort(request_id, attempt, worker_id)
+                case Hold():
+                    pass  # its task waits for the verdict as it is
         self._set_wakeup(now_s)
 
     def _abort(self, request_id: RequestId, attempt: int, worker_id: WorkerId) -> None:

@@ -27,6 +27,7 @@ from router.events import (
     Dispatch,
     Event,
     FirstToken,
+    Hold,
     PrefillDone,
     Reject,
     RequestArrived,
@@ -118,7 +119,7 @@ class _Books:
 
     def _answered(self, side: int, command: Command) -> None:
         answer = command.decision if isinstance(command, Dispatch) else command
-        if isinstance(answer, Abort) or answer.request_id not in self._open:
+        if isinstance(answer, Abort | Hold) or answer.request_id not in self._open:
             return
         answers = self._open[answer.request_id]
         answers[side] = answers[side] or answer

@@ -40,10 +40,10 @@ class Mooncake:
         return Pick(least(self._ttft_s(costs.prefill), self._rng), least(costs.decode.step_s, self._rng))
 
     def _ttft_s(self, costs: PrefillCosts) -> Column:
-        own_tokens = costs.overlap_tokens
-        best_tokens = own_tokens.max()
         if math.isinf(self._threshold):
             return costs.ready_s
+        own_tokens = costs.overlap_tokens
+        best_tokens = own_tokens.max()
         copies = best_tokens > self._threshold * own_tokens
         params = costs.side.params
         transfer_s = params[:, 6] + params[:, 7] * ((best_tokens - own_tokens) / 1e3)

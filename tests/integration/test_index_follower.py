@@ -58,7 +58,8 @@ class Fleet:
     log: KvLog
     stack: AsyncExitStack
     workers: list[Worker]
-    keeping: list[Worker] = field(default_factory=list)  # those that keep their snapshots alive
+    keeping: list[Worker]  # those that keep their snapshots alive
+    ending: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def say(self, num_deltas: int = 1, *, lost: bool = False) -> None:
         """Each worker publishes so many deltas, or they get lost on the way."""
@@ -69,7 +70,7 @@ class Fleet:
 
     async def keep(self) -> None:
         """What workers do with every heartbeat: keep the snapshot alive, write one where it is missing or wanted."""
-        while True:
+        while not self.ending.is_set():
             for worker in self.keeping:
                 with contextlib.suppress(RedisUnavailableError):
                     status = await self.log.touch(worker.source, LEASE_S)
@@ -116,8 +117,11 @@ async def fleet(folder: Path, num_workers: int, start: Start) -> AsyncIterator[F
         workers = [Worker(source, Random(number)) for number, source in enumerate(sources)]
         running = Fleet(servers, log, stack, workers, list(workers))
         keeping = asyncio.create_task(running.keep())
-        stack.callback(keeping.cancel)
-        yield running
+        try:
+            yield running
+        finally:  # not by cancellation: redis-py swallows some of those
+            running.ending.set()
+            await keeping
 
 
 def run(

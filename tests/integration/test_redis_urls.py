@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from redis.asyncio.cluster import ClusterNode, RedisCluster
 
 from kvstore.board import Board, open_board
+from kvstore.connection import RedisLink
 from kvstore.errors import RedisUnavailableError
 from kvstore.kv_log import LOG_START, KvLog, open_kv_log
 from kvstore.kv_record import decode_deltas
@@ -202,6 +204,22 @@ def test_a_whole_cluster_dies_and_comes_back(tmp_path: Path) -> None:
         for node in servers.servers:
             await node.start()
         await until_usable(stores, 3)
+
+    run(cluster_servers, tmp_path, test)
+
+
+def test_a_cluster_whose_nodes_have_all_moved_is_found_again_by_its_url(tmp_path: Path) -> None:
+    async def test(servers: Servers, _: Stores) -> None:
+        link = RedisLink(servers.url)
+        await link.ping()
+        assert isinstance(link.client, RedisCluster)
+        await link.client.aclose()
+        nodes = link.client.nodes_manager
+        nodes.startup_nodes = {f"{HOST}:9": ClusterNode(HOST, 9, **nodes.connection_kwargs)}
+        with pytest.raises(RedisUnavailableError):
+            await link.ping()
+        await link.ping()
+        await link.close()
 
     run(cluster_servers, tmp_path, test)
 

@@ -4,26 +4,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
-from kvstore.block_table import BlockTable
+from kvstore.block_table import BlockTable, bucket_bytes, first_buckets_for
 
 # Hashes as they are, and as they should not be: crowded into few buckets, few homes, or both.
 uniform = st.integers(0, 2**64 - 1)
-same_home = st.integers(0, 63).map(lambda number: number << 34)
-same_bucket = st.integers(0, 15).map(lambda number: number << 54 | number)
+same_home = st.integers(0, 63).map(lambda number: number << 58)
+same_bucket = st.integers(0, 63).map(lambda number: number << 34)
 small = st.integers(0, 30)
 hashes = st.one_of(uniform, same_home, same_bucket, small)
 values = st.integers(1, 2**64 - 1)
-changes = st.lists(st.tuples(st.sampled_from(["put", "put", "put", "delete"]), hashes, values), max_size=120)
+OPS = ["put", "put", "put", "put without splits", "delete"]
+changes = st.lists(st.tuples(st.sampled_from(OPS), hashes, values), max_size=120)
 
 
-def store(table: BlockTable, block: int, value: int) -> bool:
-    """Put as the index does: splitting while that helps."""
+def store(table: BlockTable, block: int, value: int, may_split: bool = True) -> bool:
+    """Put as the index does: splitting while that helps, else stretching."""
     while not table.put(block, value):
-        if not table.can_split(block):
-            return False
+        if not may_split or not table.can_split(block):
+            if not table.stretch(block):
+                return False
+            continue
         before, cost_bytes = table.bytes_used, table.split_bytes(block)
         table.split(block)
-        assert table.bytes_used == before + cost_bytes  # invariant 3
+        assert table.bytes_used == before + cost_bytes  # invariant 4
     return True
 
 
@@ -34,12 +37,12 @@ def contents(table: BlockTable) -> dict[int, int]:
 
 
 @settings(max_examples=300)
-@given(changes, st.sampled_from([4, 8, 16]))
-def test_the_table_is_a_dict(history: list[tuple[str, int, int]], slots_per_bucket: int) -> None:
-    table, twin = BlockTable(slots_per_bucket), dict[int, int]()
+@given(changes, st.sampled_from([4, 8, 16]), st.integers(1, 5))
+def test_the_table_is_a_dict(history: list[tuple[str, int, int]], slots_per_bucket: int, first_buckets: int) -> None:
+    table, twin = BlockTable(slots_per_bucket, first_buckets), dict[int, int]()
     for op, block, value in history:
-        if op == "put":
-            if store(table, block, value):
+        if op.startswith("put"):
+            if store(table, block, value, may_split=op == "put"):
                 twin[block] = value
             else:
                 assert block not in twin  # only what is new can be refused
@@ -50,13 +53,13 @@ def test_the_table_is_a_dict(history: list[tuple[str, int, int]], slots_per_buck
         assert table.num_blocks == len(twin)
     assert contents(table) == twin
     assert table.get_many([block for _, block, _ in history]) == [twin.get(block, 0) for _, block, _ in history]
-    assert all(len(table.entries(bucket)) <= table.bucket_blocks for bucket in range(table.num_buckets))  # invariant 2
+    assert all(len(table.entries(bucket)) < slots_per_bucket for bucket in range(table.num_buckets))  # invariant 2
 
 
 @given(st.integers(0, 2**32), st.integers(1, 200), st.integers(0, 200))
-def test_invariant_3_room_is_used_again(seed: int, num_blocks: int, num_kept: int) -> None:
+def test_invariant_4_room_is_used_again(seed: int, num_blocks: int, num_kept: int) -> None:
     blocks = [xxh3_64_intdigest(number.to_bytes(4, "little"), seed) for number in range(num_blocks)]
-    table = BlockTable(8)
+    table = BlockTable(8, 3)
     assert all(store(table, block, 1) for block in blocks)
     before = table.bytes_used
     for block in blocks[num_kept:]:
@@ -72,3 +75,19 @@ def test_put_many_stops_at_the_first_that_needs_a_split(blocks: list[int]) -> No
     done = table.put_many(blocks, range(1, len(blocks) + 1))
     assert contents(table) == dict(zip(blocks[:done], range(1, done + 1), strict=True))
     assert done == len(blocks) or not table.put(blocks[done], 1)
+
+
+@given(st.integers(200, 1 << 34), st.sampled_from([4, 64, 1024]))
+def test_a_table_that_splits_all_its_buckets_again_and_again_nearly_fills_its_limit(limit: int, slots: int) -> None:
+    num_buckets = first = first_buckets_for(limit, slots)
+    if not first:
+        assert limit < 2 * bucket_bytes(slots)
+        return
+    while num_buckets * 2 * (bucket_bytes(slots) + 4) <= limit:
+        num_buckets *= 2
+    assert first <= 31
+    assert (
+        num_buckets * (bucket_bytes(slots) + 4)
+        <= limit
+        < (num_buckets + max(1, num_buckets // 16) + 1) * (bucket_bytes(slots) + 4)
+    )

@@ -20,6 +20,7 @@ class Clients:
 class Outcome:
     """What became of one turn, over all times that its client asked."""
 
+    number: int
     turn: Turn
     first_arrived_at_s: float
     arrived_at_s: float = 0.0  # the last time

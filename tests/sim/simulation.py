@@ -76,7 +76,7 @@ class Simulation:
         self._heap: list[tuple[float, int, Callable[[float], None]]] = []
         self._numbers = count()
         self._index = PrefixIndex(_INDEX_BYTES)
-        self._open: dict[RequestId, tuple[Outcome, _Router]] = {}
+        self._open: dict[RequestId, Outcome] = {}
         self._unfinished = 0
         self._routers = [
             _Router(f"router-{i}", RouterCore(policy(Random(seed + 1000 + i)), settings, AdmissionDesk(slo), prior))
@@ -107,7 +107,7 @@ class Simulation:
     # -- clients
 
     def _ask_first(self, turn: Turn, now_s: float) -> None:
-        outcome = Outcome(turn, now_s)
+        outcome = Outcome(len(self.outcomes), turn, now_s)
         self.outcomes.append(outcome)
         self._ask(outcome, now_s)
 
@@ -125,18 +125,18 @@ class Simulation:
             can_hand_off=True,
             terms=turn.terms if self._clients.admission else UNPROMISED,
             tokens_counted=True,
-            digest=id(turn).to_bytes(8, "little"),
+            digest=outcome.number.to_bytes(8, "little"),
             session=turn.session,
         )
         size = self._fleet.hardware.block_size_tokens
         levels = self._index.match(turn.chain[: turn.num_prompt_tokens // size])
         router = self._routers[self._rng.randrange(len(self._routers))]
-        self._open[request.id] = (outcome, router)
+        self._open[request.id] = outcome
         self._tell(router, RequestArrived(request, Overlap(size, levels)), now_s)
 
     def _over(self, request_id: RequestId, now_s: float, *, answered: bool) -> None:
         """A turn has its outcome; an answered client may go on."""
-        outcome, _ = self._open.pop(request_id)
+        outcome = self._open.pop(request_id)
         turn = outcome.turn
         if answered and turn.next is not None:
             self.at(now_s + turn.think_s, partial(self._ask_first, turn.next))
@@ -165,7 +165,7 @@ class Simulation:
             self._tell(router, Woken(), now_s)
 
     def _reject(self, request_id: RequestId, reason: RejectReason, retry_after_s: float | None, now_s: float) -> None:
-        outcome, _ = self._open[request_id]
+        outcome = self._open[request_id]
         outcome.reject = reason
         outcome.came_back_in_vain += outcome.tries > 1
         if retry_after_s is not None and outcome.tries <= self._clients.come_back:
@@ -184,7 +184,7 @@ class Simulation:
     # -- workers
 
     def _dispatch(self, decision: RoutingDecision, router: _Router, now_s: float) -> None:
-        outcome, _ = self._open[decision.request_id]
+        outcome = self._open[decision.request_id]
         outcome.decision, outcome.reject = decision, None
         prefill_on = self.workers[(decision.prefill or decision.decode).spec.id]
         prefill_on.dispatches.append(now_s)
@@ -203,7 +203,7 @@ class Simulation:
         prefill_on.engine.submit(job, now_s)
 
     def _decode(self, decision: RoutingDecision, router: _Router, now_s: float, *, kv_comes: bool) -> None:
-        outcome, _ = self._open[decision.request_id]
+        outcome = self._open[decision.request_id]
         turn, request_id, attempt = outcome.turn, decision.request_id, decision.attempt
 
         def first_token(job: Job, at_s: float) -> None:

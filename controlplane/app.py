@@ -30,10 +30,10 @@ from router.intake import FrontDesk
 from router.prompt_index import PromptIndex
 from router.recorder import Recorder, new_recording_path
 from router.replicas import ReplicaExchange
-from router.service import RouterService
+from router.service import Observer, RouterService
 from router.settings import RouterSettings
 from router.tokens.tokenizer import PromptTokenizer
-from router.tokens.types import Kind, Renderer
+from router.tokens.types import Renderer
 from workers.client import EngineClient
 from workers.demo_model import DEMO_MODEL_NAME
 from workers.lease_follower import LeaseFollower
@@ -76,51 +76,14 @@ async def _route(
     config, settings = plan.config, plan.config.router
     tracing, end_tracing = build_tracing(config.telemetry)
     stack.push_async_callback(asyncio.to_thread, end_tracing)
-    client = EngineClient(idle_timeout_s=settings.idle_timeout_s)
-    stack.push_async_callback(client.close)
-    leases = await stack.enter_async_context(open_leases(plan.redis_url, config.redis.namespace, config.redis))
     tokenizer = build_tokenizer(plan)
     stack.push_async_callback(tokenizer.close)
     index = FleetIndex(PrefixIndex(config.index.budget_bytes))
     prompts = PromptIndex(tokenizer, index, config.index.block_size_tokens)
-    recipe = core_recipe(settings, config.slo, seed=secrets.randbits(63))
-    warm_by_s = time.monotonic() + _WARM_UP_S
-
-    def is_warm() -> bool:
-        is_loading = any(model.state == Kind.LOADING for model in tokenizer.stats().values())
-        return (blocks.is_ready and not is_loading) or time.monotonic() > warm_by_s
-
-    replica_id = secrets.token_hex(8)
-    history = build_history(settings, replica_id)
-    observers = []
-    recorder = build_recorder(settings, recipe)
-    if recorder is not None:
-        recorder.start()
-        stack.push_async_callback(asyncio.to_thread, recorder.close)
-        observers.append(recorder.observe)
-    service = RouterService(
-        build_core(recipe), Dispatcher(client), prompts, lambda: follower.redis_up, history, observers, is_warm
-    )
-    kv_log = await stack.enter_async_context(
-        open_kv_log(plan.redis_url, config.redis.namespace, config.index, config.redis)
-    )
-    board = await stack.enter_async_context(open_board(plan.redis_url, config.redis.namespace, config.redis))
-    follower = LeaseFollower(leases, config.redis, service.on_membership)
-    blocks = IndexFollower(kv_log, index, config.index, config.redis.lease_s, service.on_slots_changed)
-    exchange = ReplicaExchange(
-        board,
-        replica_id,
-        config.board,
-        history=history,
-        own_report=lambda replica_id: service.core.report(replica_id, time.monotonic()),
-        on_reports=service.handle,
-    )
+    service = await _follow(plan, stack, prompts)
     desk = FrontDesk(settings, config.slo, prompts, digest_key=secrets.token_bytes(16))
     http = HttpListener(service, desk, settings, tracing)
     grpc = GrpcServer(service, desk, settings, tracing)
-    await follower.look()
-    for following in (follower, blocks, exchange):
-        stack.push_async_callback(_end, asyncio.create_task(following.run()), following.stop)
     sock = bind(settings.http.host, settings.http.port, "router.http.port")
     grpc_port = await grpc.start(settings.grpc.host, settings.grpc.port)
     stack.push_async_callback(grpc.stop)
@@ -132,6 +95,43 @@ async def _route(
     await stop.wait()
 
 
+async def _follow(plan: RouterPlan, stack: AsyncExitStack, prompts: PromptIndex) -> RouterService:
+    """The service, and the tasks that follow leases, KV blocks and other replicas through Redis into it."""
+    config, settings, namespace = plan.config, plan.config.router, plan.config.redis.namespace
+    leases = await stack.enter_async_context(open_leases(plan.redis_url, namespace, config.redis))
+    kv_log = await stack.enter_async_context(open_kv_log(plan.redis_url, namespace, config.index, config.redis))
+    board = await stack.enter_async_context(open_board(plan.redis_url, namespace, config.redis))
+    client = EngineClient(idle_timeout_s=settings.idle_timeout_s)
+    stack.push_async_callback(client.close)
+    replica_id = secrets.token_hex(8)
+    history = build_history(settings, replica_id)
+    recipe = core_recipe(settings, config.slo, seed=secrets.randbits(63))
+    warm_by_s = time.monotonic() + _WARM_UP_S
+    service = RouterService(
+        build_core(recipe),
+        Dispatcher(client),
+        prompts,
+        redis_up=lambda: follower.redis_up,
+        history=history,
+        observers=start_recorder(settings, recipe, stack),
+        is_warm=lambda: (blocks.is_ready and not prompts.is_loading) or time.monotonic() > warm_by_s,
+    )
+    follower = LeaseFollower(leases, config.redis, service.on_membership)
+    blocks = IndexFollower(kv_log, prompts.index, config.index, config.redis.lease_s, service.on_slots_changed)
+    exchange = ReplicaExchange(
+        board,
+        replica_id,
+        config.board,
+        history=history,
+        own_report=lambda replica_id: service.core.report(replica_id, time.monotonic()),
+        on_reports=service.handle,
+    )
+    await follower.look()
+    for following in (follower, blocks, exchange):
+        stack.push_async_callback(_end, asyncio.create_task(following.run()), following.stop)
+    return service
+
+
 def build_history(settings: RouterSettings, replica_id: str) -> DecisionHistory:
     """What one router remembers of its decisions."""
     explainer = Explainer(router=replica_id, policy=settings.policy, unix_offset_s=time.time() - time.monotonic())
@@ -140,12 +140,15 @@ def build_history(settings: RouterSettings, replica_id: str) -> DecisionHistory:
     )
 
 
-def build_recorder(settings: RouterSettings, recipe: Mapping[str, Any]) -> Recorder | None:
-    """Where events and decisions are written for `headrace replay`, if the operator wants them."""
+def start_recorder(settings: RouterSettings, recipe: Mapping[str, Any], stack: AsyncExitStack) -> list[Observer]:
+    """Write events and decisions for `headrace replay`, if the operator wants them."""
     if settings.explain.record_dir is None:
-        return None
+        return []
     path = new_recording_path(Path(settings.explain.record_dir).expanduser())
-    return Recorder(path, recipe, max_bytes=settings.explain.record_max_bytes)
+    recorder = Recorder(path, recipe, max_bytes=settings.explain.record_max_bytes)
+    recorder.start()
+    stack.push_async_callback(asyncio.to_thread, recorder.close)
+    return [recorder.observe]
 
 
 def build_tokenizer(plan: RouterPlan) -> PromptTokenizer:

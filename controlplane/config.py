@@ -180,7 +180,10 @@ def _explain(item: Mapping[str, Any]) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if isinstance(item["input"], Mapping):
         return f"{key}: {message}"
-    return f"{key}: {item['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
+    value = item["input"]
+    if isinstance(value, str) and "://" in value:
+        value = without_password(value)
+    return f"{key}: {value!r} is not allowed: {message[0].lower()}{message[1:]}"
 
 
 def _fields_at(location: Sequence[str]) -> set[str]:

@@ -34,7 +34,7 @@ class ControlPlaneReplica:
 
     async def __init__(self, config: Config, redis_url: str, *children: Any) -> None:  # type: ignore[misc]
         self._children = children  # handles: held so that Serve deploys them
-        self._store = LeaseStore(redis_url, config.redis.namespace)
+        self._store = LeaseStore(redis_url, config.redis.namespace, config.redis)
 
     async def __call__(self, request: Request) -> Response:
         """GET /status, GET /healthz."""

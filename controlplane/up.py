@@ -111,7 +111,7 @@ async def _prepare_demo_model(config: Config, progress: Progress) -> None:
 async def _redis(config: Config, log_dir: Path, progress: Progress) -> AsyncIterator[str]:
     if config.redis.url is not None:
         with progress.step("redis", f"connecting to {without_password(config.redis.url)}"):
-            async with open_leases(config.redis.url, config.redis.namespace):
+            async with open_leases(config.redis.url, config.redis.namespace, config.redis):
                 pass
         yield config.redis.url
         return
@@ -132,7 +132,7 @@ async def _run_cluster(config: Config, redis_url: str, log_dir: Path, progress: 
         with progress.step("serve", "deploying router and pools"):
             serve_context = await _enter_in_thread(deployed(config, redis_url, log_dir))
         async with _exit_in_thread(serve_context, progress):
-            async with open_leases(redis_url, config.redis.namespace) as store:
+            async with open_leases(redis_url, config.redis.namespace, config.redis) as store:
                 await _until_engines_ready(config, store, log_dir, progress)
             with progress.step("router", "waiting until a request would be served"):
                 await _until_routable(config)

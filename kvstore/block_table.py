@@ -198,7 +198,6 @@ class BlockTable:
         """Make its bucket two, each taking the hashes of half its entries."""
         bucket = self._bucket(block)
         begin, sibling = bucket * self._width, len(self._words)
-        limit = self._limits[bucket]
         pairs = np.frombuffer(self._words[begin : begin + self._width], np.uint64).reshape(-1, 2)
         pairs = pairs[pairs[:, 1] != 0]
         if self._entries[bucket] == 1:
@@ -214,7 +213,8 @@ class BlockTable:
         self._entries.append(half)
         self._used[bucket] = 0
         self._used.append(0)
-        self._limits.append(limit)  # one of the two may have to take all
+        self._limits[bucket] = self._stretched_blocks  # one of the two may have to take all
+        self._limits.append(self._stretched_blocks)
         self.num_blocks -= len(pairs)
         goes = (pairs[:, 0] >> _TOP_SHIFT) * self._size >> _TOP_BITS >= middle
         self._fill(bucket, pairs[~goes])

@@ -240,7 +240,7 @@ class PrefixIndex:
         bits = self._sets.bits[group]
         if bits >> slot & 1:
             return len(run)
-        target = self._set_number(bits & ~self._slots.hidden | 1 << slot, self._store_limit_bytes)
+        target = self._set_number(bits | 1 << slot, self._store_limit_bytes)
         if target is None:
             return 0
         span0 = target << _SPAN_BITS
@@ -259,8 +259,7 @@ class PrefixIndex:
 
     def _remove_run(self, slot: int, group: int, run: Sequence[int]) -> bool:
         """Take the slot out of the holders of blocks that are all in one set that has it; False: no memory for that."""
-        bits = self._sets.bits[group] & ~self._slots.hidden
-        target = self._set_number(bits ^ 1 << slot, self._budget_bytes)
+        target = self._set_number(self._sets.bits[group] ^ 1 << slot, self._budget_bytes)
         if target is None:
             return False
         if target:

@@ -12,7 +12,7 @@ Invariants
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,7 +29,6 @@ from router.events import (
     Hold,
     PrefillDone,
     Reject,
-    RejectReason,
     ReplicasReported,
     RequestArrived,
     RequestCancelled,
@@ -43,13 +42,13 @@ from router.events import (
 from router.fleet_table import FleetTable, PrefillWork
 from router.interfaces import RoutingPolicy
 from router.latency import LatencyPrior
-from router.learning import AttemptSample, Learning, attempt_sample
+from router.learning import Learning, attempt_sample
 from router.ledger import Ledger
+from router.live_request import LiveRequest, OutputLengths
+from router.nobody_serves import nobody_serves
 from router.types import UNPROMISED, Candidate, Choice, Forecast, Overlap, ReplicaReport, Request, RoutingDecision
 from workers.types import WorkerState
 
-_EXPECTED_OUTPUT_TOKENS = 256.0  # before any answer has been seen
-_OUTPUT_SMOOTHING = 0.02
 _LOOK_AGAIN_S = 0.05  # forecasts are corrected by time as well as by events
 _MOST_LOOKED_AT = 16  # waiting requests, in one pump
 
@@ -62,23 +61,6 @@ class CoreSettings:
     retry_after_s: float = 2.0
     hand_off: HandOff = "cost"
     dispatch_ahead_s: float = 0.1
-
-
-@dataclass(slots=True)
-class _Active:
-    """A request between its arrival and its end."""
-
-    request: Request
-    overlap: Overlap
-    arrived_at_s: float
-    attempt: int = 0  # 0 while it has never been dispatched
-    is_waiting: bool = False
-    is_promised: bool = False
-    aborted: bool = False  # the live attempt has been told to stop
-    excluded: set[WorkerId] = field(default_factory=set)
-    sample: AttemptSample | None = None
-    prefilled_at_s: float | None = None  # by another worker than the one that decodes
-    why: str = ""  # admission's word on it
 
 
 class RouterCore:
@@ -94,8 +76,8 @@ class RouterCore:
         self._chooser = Chooser(self._table, policy, settings.hand_off)
         self._learning = Learning(self._table, prior)
         self._ledger = Ledger(self._table)
-        self._active: dict[RequestId, _Active] = {}
-        self._expected_output_tokens: dict[str, float] = {}
+        self._active: dict[RequestId, LiveRequest] = {}
+        self._outputs = OutputLengths()
         self._is_blind = False  # there are other replicas, and what they promise is not known
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
@@ -177,7 +159,7 @@ class RouterCore:
 
     def _handle_arrived(self, request: Request, overlap: Overlap, now_s: float) -> list[Command]:
         assert request.id not in self._active, "invariant 1: arrived twice"
-        active = self._active[request.id] = _Active(request, overlap, now_s)
+        active = self._active[request.id] = LiveRequest(request, overlap, now_s)
         if request.terms == UNPROMISED:
             return self._dispatch_or_give_up(active, now_s)
         chosen = self._choose(active, now_s, keep_promises=True)
@@ -218,9 +200,7 @@ class RouterCore:
             return []
         active = self._active.pop(event.request_id)
         if event.usage is not None:
-            model = active.request.model
-            before = self._expected_output_tokens.get(model, _EXPECTED_OUTPUT_TOKENS)
-            self._expected_output_tokens[model] = before + _OUTPUT_SMOOTHING * (event.usage.output_tokens - before)
+            self._outputs.observe(active.request.model, event.usage.output_tokens)
         return self._pump(now_s)
 
     def _handle_failed(self, event: RequestFailed, now_s: float) -> list[Command]:
@@ -305,7 +285,7 @@ class RouterCore:
         rows = self._table.rows_of_model(model)
         return len(rows) == 0 or bool(self._table.backlog_s(rows, now_s).min() <= self._settings.dispatch_ahead_s)
 
-    def _dispatch_waiting(self, active: _Active, choice: Choice, now_s: float) -> Dispatch:
+    def _dispatch_waiting(self, active: LiveRequest, choice: Choice, now_s: float) -> Dispatch:
         active.is_promised = self._desk.is_promised(active.request.id)
         self._desk.dispatched(active.request.id)
         active.is_waiting = False
@@ -315,27 +295,23 @@ class RouterCore:
         del self._active[refused.request_id]
         return Reject(refused.request_id, refused.reason, refused.detail, refused.retry_after_s)
 
-    def _choose(self, active: _Active, now_s: float, *, keep_promises: bool) -> Chosen:
+    def _choose(self, active: LiveRequest, now_s: float, *, keep_promises: bool) -> Chosen:
         request = active.request
         return self._chooser.choose(
             request,
             active.overlap,
             active.excluded,
             now_s=now_s,
-            expected_output_tokens=self._expected_output(request),
+            expected_output_tokens=self._outputs.expected(request),
             keep_promises=keep_promises,
         )
-
-    def _expected_output(self, request: Request) -> int:
-        expected = self._expected_output_tokens.get(request.model, _EXPECTED_OUTPUT_TOKENS)
-        return min(request.max_output_tokens, max(1, round(expected)))
 
     def _is_ahead(self, chosen: Chosen, now_s: float) -> bool:
         """The chosen worker has prompts enough for now: later is soon enough, and somebody more urgent may come."""
         backlog_s = self._table.backlog_s(np.array([chosen.prefill_row]), now_s)
         return bool(backlog_s[0] > self._settings.dispatch_ahead_s)
 
-    def _forecast(self, active: _Active, chosen: Chosen, now_s: float) -> Forecast:
+    def _forecast(self, active: LiveRequest, chosen: Chosen, now_s: float) -> Forecast:
         """Of the best choice; where promises forbid every choice, of the best one without them."""
         choice = chosen.choice or self._choose(active, now_s, keep_promises=False).choice
         assert choice is not None, "a policy has to pick among eligible workers"
@@ -352,7 +328,7 @@ class RouterCore:
         idle_tpot_s = self._table.idle_tpot_s(decode, request.num_prompt_tokens)
         wait_s = 0.0
         if chosen.choice is None:
-            wait_s = self._table.next_end_s(decode, self._expected_output(request))
+            wait_s = self._table.next_end_s(decode, self._outputs.expected(request))
         return PoolState(
             free_in_s=free_in_s,
             is_open=is_open,
@@ -361,7 +337,7 @@ class RouterCore:
             kv_in_s=wait_s if chosen.num_kv_blocked == chosen.num_eligible else 0.0,
         )
 
-    def _dispatch_or_give_up(self, active: _Active, now_s: float) -> list[Command]:
+    def _dispatch_or_give_up(self, active: LiveRequest, now_s: float) -> list[Command]:
         """At once, whatever is promised to others."""
         if active.attempt < self._settings.max_attempts:
             chosen = self._choose(active, now_s, keep_promises=False)
@@ -369,7 +345,7 @@ class RouterCore:
                 return [self._dispatch(active, chosen.choice, now_s)]
         return [self._give_up(active)]
 
-    def _dispatch(self, active: _Active, choice: Choice, now_s: float) -> Dispatch:
+    def _dispatch(self, active: LiveRequest, choice: Choice, now_s: float) -> Dispatch:
         request = active.request
         active.attempt += 1
         active.aborted = False
@@ -401,38 +377,21 @@ class RouterCore:
         self._ledger.reserve(
             decision,
             work,
-            kv_tokens=request.num_prompt_tokens + self._expected_output(request),
+            kv_tokens=request.num_prompt_tokens + self._outputs.expected(request),
             tpot_s=request.terms.slo.tpot_s if active.is_promised else math.inf,
             streamed=request.streamed,
             now_s=now_s,
         )
         return Dispatch(decision)
 
-    def _give_up(self, active: _Active) -> Reject:
+    def _give_up(self, active: LiveRequest) -> Reject:
         """Nobody can serve this request now, however long the queue."""
-        request = active.request
-        del self._active[request.id]
-        retry_after_s = self._settings.retry_after_s
-        fleet = self._table.states()
-        if active.attempt > 0:
-            failed = ", ".join(sorted(active.excluded))
-            detail = f"{active.attempt} attempt(s) failed, on worker(s) {failed}, and "
-            detail += (
-                f"no more than {self._settings.max_attempts} are made (router.max_attempts)"
-                if active.attempt >= self._settings.max_attempts
-                else "no other worker is left to try"
-            )
-            return Reject(request.id, RejectReason.ATTEMPTS_EXHAUSTED, detail, retry_after_s)
-        same_model = [w for w in fleet if w.spec.model == request.model]
-        if not same_model:
-            if not fleet:
-                return Reject(request.id, RejectReason.NO_WORKER, "no worker has joined yet", retry_after_s)
-            models = ", ".join(sorted({w.spec.model for w in fleet}))
-            detail = f"the model {request.model!r} does not exist here; available: {models}"
-            return Reject(request.id, RejectReason.UNKNOWN_MODEL, detail, None)
-        decoders = [w for w in same_model if eligibility.can_decode(w)]
-        if decoders and not any(request.route in w.spec.routes for w in decoders):
-            detail = f"no worker of model {request.model!r} has the route {request.route}"
-            return Reject(request.id, RejectReason.ROUTE_NOT_SERVED, detail, None)
-        phases = ", ".join(f"{w.spec.id} ({w.spec.role}) is {w.phase}" for w in same_model)
-        return Reject(request.id, RejectReason.NO_WORKER, f"no worker can decode now: {phases}", retry_after_s)
+        del self._active[active.request.id]
+        return nobody_serves(
+            active.request,
+            active.attempt,
+            active.excluded,
+            self._table.states(),
+            max_attempts=self._settings.max_attempts,
+            retry_after_s=self._settings.retry_after_s,
+        )

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvstore.types import RequestId, WorkerId
+from router import eligibility
 from router.latency import LatencyParams
 from router.tpot import TpotLoad
 from router.types import ReplicaReport, WorkerPromises
-from workers.types import Phase, Role, WorkerState
+from workers.types import Phase, WorkerState
 
 Rows = NDArray[np.intp]
 Column = NDArray[np.float64]
@@ -121,13 +122,9 @@ class FleetTable:
         """Rows that may prefill for others, and rows that may answer: ready, of this model and route. By worker id."""
         found = self._eligible.get((model, route))
         if found is None:
-            serving = [
-                state
-                for state in self.states()
-                if state.phase is Phase.READY and state.spec.model == model and route in state.spec.routes
-            ]
-            prefill = [self._row_of[s.spec.id] for s in serving if s.spec.role is Role.PREFILL]
-            decode = [self._row_of[s.spec.id] for s in serving if s.spec.role is not Role.PREFILL]
+            serving = [state for state in self.states() if eligibility.serves(state, model, route)]
+            prefill = [self._row_of[s.spec.id] for s in serving if not eligibility.can_decode(s)]
+            decode = [self._row_of[s.spec.id] for s in serving if eligibility.can_decode(s)]
             found = np.array(prefill, dtype=np.intp), np.array(decode, dtype=np.intp)
             if len(self._eligible) > 1000:  # models are asked for by clients: bounded whatever they send
                 self._eligible.clear()

@@ -48,6 +48,11 @@ class PromptIndex:
         self._block_size_tokens = block_size_tokens
         self._slots: dict[WorkerId, tuple[int, int, int]] = {}
 
+    @property
+    def is_loading(self) -> bool:
+        """Some model's tokenizer is on its way."""
+        return any(model.state == Kind.LOADING for model in self.tokenizer.stats().values())
+
     def on_slots_changed(self, change: SourceSlotsChanged) -> SlotsChanged | None:
         """The index has new slots for a source; returns what the core should know of it.
 

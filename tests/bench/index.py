@@ -55,6 +55,7 @@ def summary(measured: dict[str, Any]) -> dict[str, Any]:
         "bench": "index",
         "match_p50_us": max(row["match_p50_us"] for row in ours),
         "match_p99_us": max(row["match_p99_us"] for row in ours),
+        "match_p99_cpu_us": max(row["match_p99_cpu_us"] for row in ours),
         "bytes_per_block": measured["memory"]["one-holder"]["bytes_per_block"],
         "worst_bytes_per_block": measured["memory"]["one-holder"]["worst_bytes_per_block"],
         "match_us_by_depths": measured["depths"],
@@ -66,16 +67,18 @@ def summary(measured: dict[str, Any]) -> dict[str, Any]:
 def print_tables(measured: dict[str, Any]) -> None:
     """One table for each claim."""
     for case, rows in measured["peers"].items():
-        print(
-            f"\n{case}: 512-block prompts, 1,000 workers{' ':13}p50 us   p99 us  by worker  store us/block  bytes/block"
-        )
+        print(f"\n{case}: prompts of 512 blocks, 1,000 workers")
+        print(f"{' ':36}p50 us   p99 us  p99 CPU us  by worker  store us/block  bytes/block")
         for peer, row in rows.items():
             if "skipped" in row:
                 print(f"  {peer:<18} skipped: {row['skipped']}")
                 continue
-            numbers = (row["match_p50_us"], row["match_p99_us"], row["by_worker_p50_us"], row["store_us_per_block"])
-            print(f"  {peer:<18} {row['blocks']:>9,} blocks", end="")
-            print(f"{numbers[0]:>18,}{numbers[1]:>9,}{numbers[2]:>11,}{numbers[3]:>16}{row['bytes_per_block']:>13}")
+            print(f"  {peer:<17}{row['blocks']:>10,} blocks{row['match_p50_us']:>6,.1f}", end="")
+            print(
+                f"{row['match_p99_us']:>9,.1f}{row['match_p99_cpu_us']:>12,.1f}{row['by_worker_p50_us']:>11,.1f}",
+                end="",
+            )
+            print(f"{row['store_us_per_block']:>16.2f}{row['bytes_per_block']:>13.1f}")
     print("\nwhat differs")
     for peer, row in measured["peers"][CASES[0]].items():
         print(f"  {peer:<18} {row.get('differs', 'skipped')}")

@@ -1,6 +1,6 @@
 """BlockTable against a dict. Numbers: invariants of kvstore/block_table.py."""
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
@@ -10,8 +10,9 @@ from kvstore.block_table import BlockTable, bucket_bytes, first_buckets_for
 uniform = st.integers(0, 2**64 - 1)
 same_home = st.integers(0, 63).map(lambda number: number << 58)
 same_bucket = st.integers(0, 63).map(lambda number: number << 34)
+same_last_bucket = same_bucket.map(lambda block: 2**64 - 1 - block)
 small = st.integers(0, 30)
-hashes = st.one_of(uniform, same_home, same_bucket, small)
+hashes = st.one_of(uniform, same_home, same_bucket, same_last_bucket, small)
 values = st.integers(1, 2**64 - 1)
 OPS = ["put", "put", "put", "put without splits", "delete"]
 changes = st.lists(st.tuples(st.sampled_from(OPS), hashes, values), max_size=120)
@@ -36,7 +37,14 @@ def contents(table: BlockTable) -> dict[int, int]:
     return dict(found)
 
 
+# Stretched buckets all of whose hashes go to one side, some of them around the end.
+UPPER = [("put", 2**64 - 1, 1), ("put", 2**64 - 1 - (1 << 34), 1), ("put without splits", 2**64 - 1 - (2 << 34), 1)]
+LOWER = [("put", 6 << 34, 1), ("put", 7 << 34, 1), ("put without splits", 14 << 34, 1)]
+
+
 @settings(max_examples=300)
+@example([*UPPER, ("put", 1 << 63, 1)], 4, 1)
+@example([*LOWER, ("put", 15 << 34, 1)], 4, 1)
 @given(changes, st.sampled_from([4, 8, 16]), st.integers(1, 5))
 def test_the_table_is_a_dict(history: list[tuple[str, int, int]], slots_per_bucket: int, first_buckets: int) -> None:
     table, twin = BlockTable(slots_per_bucket, first_buckets), dict[int, int]()

@@ -92,3 +92,10 @@ def test_every_setting_says_what_it_is() -> None:
 def test_a_mistake_deep_in_the_tree_is_named(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
         load_config(overrides=[override])
+
+
+def test_an_error_does_not_show_a_password() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=["redis.url=redis://:hunter2@host:port/0"])
+    assert "hunter2" not in str(caught.value)
+    assert "redis.url" in str(caught.value)

@@ -23,6 +23,9 @@ from router.queue import PoolWork, QueueEntry, WaitingQueue
 from router.slo_settings import SloSettings
 from router.types import Forecast, ReplicaReport, Request, TenantWork
 
+_BROKEN_SHARE = 0.02  # of promises; forecasts are never that good, margins can be
+_MARGIN_STEP = 0.02
+_MOST_EXTRA_MARGIN = 1.0
 _LEAST_WORK_S = 1e-6  # of a prompt that is in the cache: nothing is free
 
 
@@ -35,6 +38,7 @@ class PoolState:
     idle_tpot_s: float  # of the best worker if it did nothing else
     tpot_in_s: float  # until promised TPOTs allow one more sequence; inf: not foreseen
     kv_in_s: float  # until its KV blocks fit
+    late_s: float  # by which forecasts are too short, nine times of ten
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,7 @@ class _Pool:
         self.queue = WaitingQueue(settings.best_effort_every)
         self.places = Appointments(given.share, given.grace_s, given.horizon_s, given.max_places, given.tenant_share)
         self.others_waiting_s = 0.0
+        self.extra_margin = 0.0  # beyond the configured one: see `AdmissionDesk.began`
 
 
 class AdmissionDesk:
@@ -104,9 +109,9 @@ class AdmissionDesk:
         self._shares.asked(terms.tenant, terms.weight, cost_s, now_s)
         due_in_s = pool.places.due_in_s(terms.tenant, request.digest, now_s)
         outlook = Outlook(
-            ttft_s=forecast.ttft_s,
+            ttft_s=forecast.ttft_s + pool_state.late_s,
             cost_s=cost_s,
-            own_s=forecast.ttft_s - forecast.queue_s,
+            own_s=forecast.ttft_s - forecast.queue_s + pool_state.late_s,
             idle_tpot_s=pool_state.idle_tpot_s,
             tpot_in_s=pool_state.tpot_in_s,
             kv_in_s=pool_state.kv_in_s,
@@ -114,7 +119,8 @@ class AdmissionDesk:
         )
         work = self._pool_work(pool, pool_state)
         standing = self._standing(request, is_due=due_in_s == 0.0, now_s=now_s)
-        decision = admission.decide(standing, outlook, pool.queue, work, self._rules, now_s)
+        rules = replace(self._rules, margin=self._rules.margin + pool.extra_margin)
+        decision = admission.decide(standing, outlook, pool.queue, work, rules, now_s)
         if isinstance(decision, admission.Reject):
             return self._refuse(request, decision, outlook, pool, work, due_in_s, now_s)
         entry = QueueEntry(
@@ -177,6 +183,17 @@ class AdmissionDesk:
                 detail = f"it waited {limit_s:g} s, as long as it was worth (class {request.terms.class_name!r})"
                 refused.append(Refused(request.id, RejectReason.EXPIRED, detail, self._pause_s))
         return refused
+
+    def began(self, model: str, in_time: bool) -> None:
+        """A promised request's first token has come: in time, or not.
+
+        The margin follows, so that one promise in fifty is broken whatever it is that forecasts do not know: adaptive
+        conformal inference (Gibbs, Candes 2021), with the margin in place of the quantile.
+        """
+        pool = self._pools.get(model)
+        if pool is not None:
+            step = _MARGIN_STEP * (-_BROKEN_SHARE if in_time else 1.0 - _BROKEN_SHARE)
+            pool.extra_margin = min(_MOST_EXTRA_MARGIN, max(0.0, pool.extra_margin + step))
 
     # -- what is there
 

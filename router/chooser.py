@@ -1,13 +1,14 @@
 """From a request to a choice: who may serve it, whose promises that would break, which way is cheapest. Pure."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from kvstore.types import WorkerId
-from router.cost import Costs, has_room, keeps_promises
+from router.cost import Costs, exchange_rate, has_room, keeps_promises
 from router.fleet_table import NO_ROWS, FleetTable, Rows
 from router.interfaces import Pick, RoutingPolicy
 from router.types import Choice, Considered, Overlap, Request
@@ -26,6 +27,7 @@ class Chosen:
     num_eligible: int  # decode workers that serve the model and route
     num_tpot_blocked: int  # of these, where the promise of TPOT of somebody would break
     num_kv_blocked: int  # of these, without room for the request's KV
+    rivals: Callable[[], tuple[Considered, ...]]  # the choice and the cheapest others; ask before anything is promised
 
 
 class Chooser:
@@ -48,7 +50,8 @@ class Chooser:
     ) -> Chosen:
         """The policy's pick among eligible workers. `keep_promises`: only where no promised TPOT breaks."""
         view = self._view(request, overlap, excluded, now_s)
-        costs = Costs(view, shared_steps=expected_output_tokens / 2)
+        rate = exchange_rate(request.terms.slo, expected_output_tokens)
+        costs = Costs(view, expected_output_tokens / 2, rate)
         num_eligible = len(view.decode_rows)
         num_tpot, num_kv = 0, 0
         if keep_promises and num_eligible:
@@ -58,12 +61,14 @@ class Chooser:
             num_kv = num_eligible - int(np.count_nonzero(room))
             if num_tpot or num_kv:
                 view = view.with_decode_rows(view.decode_rows[kept & room])
-                costs = Costs(view, shared_steps=expected_output_tokens / 2)
+                costs = Costs(view, expected_output_tokens / 2, rate)
         pick = self._policy.pick(view, costs)
         if pick is None:
-            return Chosen(None, -1, num_eligible, num_tpot, num_kv)
+            return Chosen(None, -1, num_eligible, num_tpot, num_kv, tuple)
         prefill_row = view.decode_rows[pick.decode] if pick.prefill is None else view.prefill_rows[pick.prefill]
-        return Chosen(self._choice(view, costs, pick), int(prefill_row), num_eligible, num_tpot, num_kv)
+        choice = self._choice(view, costs, pick)
+        rivals = partial(_considered, view, costs, pick)
+        return Chosen(choice, int(prefill_row), num_eligible, num_tpot, num_kv, rivals)
 
     def _view(self, request: Request, overlap: Overlap, excluded: Collection[WorkerId], now_s: float) -> View:
         prefill, decode = self._table.eligible(request.model, request.route)
@@ -80,12 +85,11 @@ class Chooser:
     def _choice(self, view: View, costs: Costs, pick: Pick) -> Choice:
         decode = self._table.state_at(view.decode_rows[pick.decode])
         prefill = None if pick.prefill is None else self._table.state_at(view.prefill_rows[pick.prefill])
-        considered = _considered(view, costs, pick)
         return Choice(
             decode=decode,
             prefill=prefill,
-            forecast=considered[0].forecast,
-            considered=considered,
+            forecast=costs.forecast(pick.prefill, pick.decode),
+            shared_tokens=costs.view.decode.device_tokens.item(pick.decode),
             num_candidates=len(view.decode_rows) + len(view.prefill_rows),
             num_near_equal=pick.num_near_equal,
         )

@@ -44,9 +44,10 @@ from router.interfaces import RoutingPolicy
 from router.latency import LatencyPrior
 from router.learning import Learning, attempt_sample
 from router.ledger import Ledger
-from router.live_request import LiveRequest, OutputLengths
+from router.live_request import ForecastErrors, LiveRequest, OutputLengths
 from router.nobody_serves import nobody_serves
-from router.types import UNPROMISED, Candidate, Choice, Forecast, Overlap, ReplicaReport, Request, RoutingDecision
+from router.pool_state import look_at_pool
+from router.types import UNPROMISED, Candidate, Forecast, Overlap, ReplicaReport, Request, RoutingDecision
 from workers.types import WorkerState
 
 _LOOK_AGAIN_S = 0.05  # forecasts are corrected by time as well as by events
@@ -78,7 +79,7 @@ class RouterCore:
         self._ledger = Ledger(self._table)
         self._active: dict[RequestId, LiveRequest] = {}
         self._outputs = OutputLengths()
-        self._is_blind = False  # there are other replicas, and what they promise is not known
+        self._errors = ForecastErrors()
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
         """Take in one event; return what is to be done about it. Never raises for load."""
@@ -106,7 +107,6 @@ class RouterCore:
                 return []
             case ReplicasReported(reports, num_replicas):
                 self._table.set_remote(reports, num_replicas, now_s)
-                self._is_blind = num_replicas > 1 and not reports
                 self._desk.set_remote(reports, now_s)
                 return self._pump(now_s)
             case Woken():
@@ -130,10 +130,7 @@ class RouterCore:
 
     def candidate(self, worker: WorkerState) -> Candidate:
         """A worker with what this router has promised to it."""
-        row = self._table.row_of(worker.spec.id)
-        if row is None:
-            return Candidate(worker, 0, 0)
-        return Candidate(worker, int(self._table.own_prefill_tokens[row]), int(self._table.own_seqs[row]))
+        return Candidate(worker, *self._table.own_promises(worker.spec.id))
 
     def report(self, replica_id: str, now_s: float) -> ReplicaReport:
         """What the other replicas should know of this one."""
@@ -172,7 +169,7 @@ class RouterCore:
             return [self._refuse(verdict)]
         active.is_waiting, active.why = True, verdict.why
         if verdict.at_once and is_open and chosen.choice is not None:
-            return [self._dispatch_waiting(active, chosen.choice, now_s)]
+            return [self._dispatch_waiting(active, chosen, now_s)]
         self._desk.wait(request.id)
         commands = self._pump_model(request.model, now_s)
         if active.is_waiting:
@@ -185,6 +182,8 @@ class RouterCore:
         if held is None or held.attempt != attempt:
             return []
         active = self._active[request_id]
+        if local and active.request.streamed:
+            self._learn_from_first_token(active, now_s)
         if not self._ledger.prefill_over(request_id, attempt, now_s):
             if local and active.sample is not None and active.prefilled_at_s is not None:
                 self._learning.on_transferred(held.decode_on, active.sample, active.prefilled_at_s, now_s)
@@ -194,6 +193,15 @@ class RouterCore:
             self._learning.on_prefill_over(held.prefill_on, active.sample, now_s, local=local)
         active.prefilled_at_s = None if local else now_s
         return self._pump(now_s)
+
+    def _learn_from_first_token(self, active: LiveRequest, now_s: float) -> None:
+        if active.first_token_due_at_s is None:
+            return
+        model = active.request.model
+        self._errors.observe(model, now_s - active.first_token_due_at_s)
+        active.first_token_due_at_s = None
+        if active.is_promised:
+            self._desk.began(model, in_time=now_s - active.arrived_at_s <= active.request.terms.slo.ttft_s)
 
     def _handle_done(self, event: RequestDone, now_s: float) -> list[Command]:
         if self._ledger.release(event.request_id, now_s, event.attempt) is None:
@@ -276,7 +284,7 @@ class RouterCore:
                 self._table.hold(chosen.prefill_row, work_s, now_s)
                 held.append((chosen.prefill_row, work_s))
             else:
-                commands.append(self._dispatch_waiting(active, chosen.choice, now_s))
+                commands.append(self._dispatch_waiting(active, chosen, now_s))
         for row, work_s in held:
             self._table.hold(row, -work_s, now_s)
         return commands
@@ -285,11 +293,11 @@ class RouterCore:
         rows = self._table.rows_of_model(model)
         return len(rows) == 0 or bool(self._table.backlog_s(rows, now_s).min() <= self._settings.dispatch_ahead_s)
 
-    def _dispatch_waiting(self, active: LiveRequest, choice: Choice, now_s: float) -> Dispatch:
+    def _dispatch_waiting(self, active: LiveRequest, chosen: Chosen, now_s: float) -> Dispatch:
         active.is_promised = self._desk.is_promised(active.request.id)
         self._desk.dispatched(active.request.id)
         active.is_waiting = False
-        return self._dispatch(active, choice, now_s)
+        return self._dispatch(active, chosen, now_s)
 
     def _refuse(self, refused: Refused) -> Reject:
         del self._active[refused.request_id]
@@ -318,23 +326,15 @@ class RouterCore:
         return choice.forecast
 
     def _pool_state(self, request: Request, chosen: Chosen, is_open: bool, now_s: float) -> PoolState:
-        """The workers that would compute the request's prompt, as one server."""
-        prefill, decode = self._table.eligible(request.model, request.route)
-        uses_pool = request.can_hand_off and len(prefill) and self._settings.hand_off != "never"
-        rows = prefill if uses_pool else decode
-        free_in_s = self._table.backlog_s(rows, now_s)
-        if self._is_blind:  # replicas that do not know of each other each keep to their share
-            free_in_s = np.sort(free_in_s)[:: self._table.num_replicas]
-        idle_tpot_s = self._table.idle_tpot_s(decode, request.num_prompt_tokens)
-        wait_s = 0.0
-        if chosen.choice is None:
-            wait_s = self._table.next_end_s(decode, self._outputs.expected(request))
-        return PoolState(
-            free_in_s=free_in_s,
+        return look_at_pool(
+            self._table,
+            request,
+            chosen,
+            uses_prefill_pool=self._settings.hand_off != "never",
             is_open=is_open,
-            idle_tpot_s=float(idle_tpot_s.min()),
-            tpot_in_s=wait_s if chosen.num_tpot_blocked == chosen.num_eligible else 0.0,
-            kv_in_s=wait_s if chosen.num_kv_blocked == chosen.num_eligible else 0.0,
+            output_tokens=self._outputs.expected(request),
+            late_s=self._errors.allowance_s(request.model),
+            now_s=now_s,
         )
 
     def _dispatch_or_give_up(self, active: LiveRequest, now_s: float) -> list[Command]:
@@ -342,14 +342,16 @@ class RouterCore:
         if active.attempt < self._settings.max_attempts:
             chosen = self._choose(active, now_s, keep_promises=False)
             if chosen.choice is not None:
-                return [self._dispatch(active, chosen.choice, now_s)]
+                return [self._dispatch(active, chosen, now_s)]
         return [self._give_up(active)]
 
-    def _dispatch(self, active: LiveRequest, choice: Choice, now_s: float) -> Dispatch:
-        request = active.request
+    def _dispatch(self, active: LiveRequest, chosen: Chosen, now_s: float) -> Dispatch:
+        request, choice = active.request, chosen.choice
+        assert choice is not None
         active.attempt += 1
         active.aborted = False
         active.prefilled_at_s = None
+        active.first_token_due_at_s = now_s + choice.forecast.ttft_s
         decision = RoutingDecision(
             request_id=request.id,
             attempt=active.attempt,
@@ -359,7 +361,7 @@ class RouterCore:
             excluded=frozenset(active.excluded),
             promised=active.is_promised,
             waited_s=now_s - active.arrived_at_s,
-            considered=choice.considered,
+            considered=chosen.rivals(),
             num_candidates=choice.num_candidates,
             num_near_equal=choice.num_near_equal,
             why=active.why,
@@ -377,7 +379,8 @@ class RouterCore:
         self._ledger.reserve(
             decision,
             work,
-            kv_tokens=request.num_prompt_tokens + self._outputs.expected(request),
+            # A prefix that is held there already is shared with whoever else uses it.
+            kv_tokens=request.num_prompt_tokens + self._outputs.expected(request) - int(choice.shared_tokens),
             tpot_s=request.terms.slo.tpot_s if active.is_promised else math.inf,
             streamed=request.streamed,
             now_s=now_s,

@@ -15,20 +15,24 @@ For a prompt of n tokens of which a worker reaches o in its caches (o_dev of the
     stall(d)     = seqs(d) * stall coefficient * (n - o)/1000      a prompt stalls the sequences that run beside it
     slow_down(d) = (step(d) - step without the request) * seqs(d) * steps that they share
 
-Whether to hand off at all falls out of the comparison. No term depends on both p and d, so the cheapest pair is the
-cheapest p with the cheapest d, and all pairs need not be formed.
+Harm is in seconds of TTFT (`exchange_rate`). Whether to hand off at all falls out of the comparison. No term depends on
+both p and d, so the cheapest pair is the cheapest p with the cheapest d, and all pairs need not be formed.
 """
+
+import math
 
 import numpy as np
 
 from router.fleet_table import Column
 from router.lazy import lazy
-from router.types import Forecast
+from router.types import Forecast, Slo
 from router.view import Side, View
 
 # Device <- host and device <- disk, seconds a token: a 70B model's 320 KiB a token over 20 and 3 GB/s. Priors.
 HOST_FETCH_S_PER_TOKEN = 1.6e-5
 DISK_FETCH_S_PER_TOKEN = 1.1e-4
+# Without any weight on harm, requests pile up on a few workers.
+_RATE, _LEAST_RATE = 0.1, 0.03
 
 
 class PrefillCosts:
@@ -82,8 +86,8 @@ class DecodeCosts:
 
     @lazy
     def tpot_s(self) -> Column:
-        """The gap between two tokens of a sequence: a step, divided by what it yields."""
-        return self.step_s / self.side.tokens_per_step
+        """The gap between two tokens of a sequence: a step with the prompts in it, divided by what it yields."""
+        return (self.step_s + self.side.stall_s_per_step) / self.side.tokens_per_step
 
     @lazy
     def slow_down_s(self) -> Column:
@@ -99,12 +103,25 @@ class DecodeCosts:
         return self.side.params[:, 6] + self.side.params[:, 7] * (missing / 1e3)
 
 
-class Costs:
-    """All terms of one decision, computed when asked for."""
+def exchange_rate(slo: Slo, output_tokens: float) -> float:
+    """Seconds of TTFT that a second of somebody's whole answer is worth.
 
-    def __init__(self, view: View, shared_steps: float) -> None:
+    A target of TTFT is missed by its seconds; a target of TPOT only by as many seconds as the answer has tokens times
+    it. So a second that an answer takes longer uses up ttft / (tpot * tokens) of what a second of TTFT does. Where
+    nothing was asked for, a tenth: ten seconds for an answer are as good as one for its beginning.
+    """
+    if not math.isfinite(slo.ttft_s) or not math.isfinite(slo.tpot_s):
+        return _RATE
+    return min(1.0, max(_LEAST_RATE, slo.ttft_s / (slo.tpot_s * max(1.0, output_tokens))))
+
+
+class Costs:
+    """All terms of one decision, computed when asked for. `harm_rate`: TTFT seconds for a second of harm."""
+
+    def __init__(self, view: View, shared_steps: float, harm_rate: float = 1.0) -> None:
         n = view.request.num_prompt_tokens
         self.view = view
+        self.harm_rate = harm_rate
         self.prefill = PrefillCosts(view.prefill, n)
         self.local_prefill = PrefillCosts(view.decode, n)
         self.decode = DecodeCosts(view.decode, n, shared_steps)
@@ -114,22 +131,27 @@ class Costs:
         """What the sequences on each decode row wait, in sum, while it computes the prompt itself."""
         side = self.view.decode
         new_tokens = self.local_prefill.num_prompt_tokens - self.local_prefill.overlap_tokens
-        return side.seqs * side.stall_s_per_1k_tokens * (new_tokens / 1e3)
+        return side.seqs * side.stall_s_per_1k_tokens * (new_tokens * self.harm_rate / 1e3)
+
+    @lazy
+    def slow_down_s(self) -> Column:
+        """What the sequences on each decode row wait, in sum, because the batch is larger."""
+        return self.decode.slow_down_s * self.harm_rate
 
     @lazy
     def local_s(self) -> Column:
         """Cost of each decode row doing its own prefill: TTFT and harm."""
-        return self.local_prefill.ready_s + self.decode.step_s + self.stall_s + self.decode.slow_down_s
+        return self.local_prefill.ready_s + self.decode.step_s + self.stall_s + self.slow_down_s
 
     @lazy
     def handed_s(self) -> Column:
         """The decode rows' share of the cost of a hand-off; the prefill rows' share is `prefill.ready_s`."""
-        return self.decode.transfer_s + self.decode.step_s + self.decode.slow_down_s
+        return self.decode.transfer_s + self.decode.step_s + self.slow_down_s
 
     def forecast(self, prefill: int | None, decode: int) -> Forecast:
         """The terms of one way, by positions in the view's sides (not rows)."""
         costs, at = (self.local_prefill, decode) if prefill is None else (self.prefill, prefill)
-        step_s, harm_s = self.decode.step_s.item(decode), self.decode.slow_down_s.item(decode)
+        step_s, harm_s = self.decode.step_s.item(decode), self.slow_down_s.item(decode)
         if prefill is None:
             harm_s += self.stall_s.item(decode)
         return Forecast(
@@ -160,9 +182,11 @@ def keeps_promises(costs: Costs, tpot_s: float) -> np.ndarray[tuple[int], np.dty
 
 
 def has_room(costs: Costs, kv_tokens: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Decode rows whose KV cache takes `kv_tokens` more; an idle one always does: the engine has the last word."""
+    """Decode rows whose KV cache takes `kv_tokens` more; an idle one always does: the engine has the last word.
+
+    Blocks that a row holds already are shared and not needed again.
+    """
     side = costs.view.decode
-    fits: np.ndarray[tuple[int], np.dtype[np.bool_]] = (side.kv_tokens + kv_tokens <= side.kv_total_tokens) | (
-        side.seqs == 0
-    )
+    needed = side.kv_tokens + kv_tokens - side.device_tokens
+    fits: np.ndarray[tuple[int], np.dtype[np.bool_]] = (needed <= side.kv_total_tokens) | (side.seqs == 0)
     return fits

@@ -64,6 +64,7 @@ class FleetTable:
         self._free: list[int] = []
         self._eligible: dict[tuple[str, str], tuple[Rows, Rows]] = {}
         self.num_replicas = 1
+        self.is_blind = False  # there are other replicas, and what they promise is not known
         self.has_lower_tiers = False  # some worker keeps blocks in host memory or on disk
         self._allocate(16)
 
@@ -170,6 +171,10 @@ class FleetTable:
         self.margins[row] = margins
         self.stall_s_per_1k_tokens[row] = stall_s_per_1k_tokens
 
+    def set_prompt_tokens_per_step(self, worker_id: WorkerId, tokens: float) -> None:
+        """How many prompt tokens its decode steps carry along, of late."""
+        self.prompt_tokens_per_step[self.row(worker_id)] = tokens
+
     def set_tokens_per_step(self, worker_id: WorkerId, tokens: float) -> None:
         """What a decode step of a sequence yields on average there: above 1 with speculation."""
         self.tokens_per_step[self.row(worker_id)] = tokens
@@ -255,7 +260,9 @@ class FleetTable:
         for column in (self.remote_until_s, self.remote_seqs, self.remote_kv_tokens, self.unshared_s):
             column[:] = 0.0
         self.remote_min_tpot_s[:] = np.inf
+        reports = tuple(reports)
         self.num_replicas = num_replicas
+        self.is_blind = num_replicas > 1 and not reports
         for report in reports:
             for promised in report.workers:
                 row = self._row_of.get(promised.worker_id)
@@ -303,6 +310,11 @@ class FleetTable:
         params = self.params[rows]
         step_s = params[:, 3] + params[:, 4] * seqs + params[:, 5] * (self.kv_tokens(rows) / 1e3)
         return float((step_s * output_tokens / seqs).min())
+
+    def own_promises(self, worker_id: WorkerId) -> tuple[int, int]:
+        """(prefill tokens, sequences) that this router has promised a worker."""
+        row = self._row_of.get(worker_id)
+        return (0, 0) if row is None else (int(self.own_prefill_tokens[row]), int(self.own_seqs[row]))
 
     def totals(self) -> dict[WorkerId, tuple[int, int]]:
         """(prefills, sequences) promised to each known worker."""
@@ -366,6 +378,7 @@ class FleetTable:
         self.margins = grown("margins", 1.0, 2)
         self.stall_s_per_1k_tokens = grown("stall_s_per_1k_tokens", 0.0)
         self.tokens_per_step = grown("tokens_per_step", 1.0)
+        self.prompt_tokens_per_step = grown("prompt_tokens_per_step", 0.0)
         self.engine_block_tokens = grown("engine_block_tokens", 1.0)
         known_slots = self.slots
         self.slots = np.full((size, TIERS), -1, dtype=np.intp)
@@ -375,9 +388,11 @@ class FleetTable:
 
     def _reset(self, row: int) -> None:
         """A new worker's row: nothing promised, nothing reported, the prior's coefficients."""
-        for column in (self.reported_seqs, self.running_seqs, self.waiting_seqs, self.reported_kv_tokens,
-                       self.own_prefill_tokens, self.own_seqs, self.own_kv_tokens, self.busy_until_s, self.unshared_s,
-                       self.remote_until_s, self.remote_seqs, self.remote_kv_tokens):  # fmt: skip
+        for column in (
+            self.reported_seqs, self.running_seqs, self.waiting_seqs, self.reported_kv_tokens, self.own_prefill_tokens,
+            self.own_seqs, self.own_kv_tokens, self.busy_until_s, self.unshared_s, self.remote_until_s,
+            self.remote_seqs, self.remote_kv_tokens, self.prompt_tokens_per_step,
+        ):  # fmt: skip
             column[row] = 0.0
         for column in (self.own_min_tpot_s, self.remote_min_tpot_s, self.min_tpot_s):
             column[row] = np.inf

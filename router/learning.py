@@ -5,13 +5,16 @@ Invariants
  2. Nothing is learned from an attempt that failed, or across an engine's restart.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 
 from kvstore.types import WorkerId
 from router.fleet_table import FleetTable, PrefillWork
-from router.latency import LatencyPrior, WorkerLatency, step_sample
+from router.latency import LatencyParams, LatencyPrior, WorkerLatency, step_sample
 from router.tpot import chain_curve
 from workers.types import WorkerState
+
+_SMOOTHING = 0.3  # of what changes with the load, once a report
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,60 +40,97 @@ def attempt_sample(
     return AttemptSample(now_s, prompts + 1, tokens + work.tokens, quad + work.quad, step_s, transfer_tokens)
 
 
+class Kind(Enum):
+    """Of what a worker's model has samples: places of the coefficients in LatencyParams."""
+
+    PREFILL = slice(0, 3)
+    STEP = slice(3, 6)
+    TRANSFER = slice(6, 8)
+
+
+@dataclass(slots=True)
+class _Pupil:
+    """One worker's model, and what it has been taught."""
+
+    model_name: str
+    latency: WorkerLatency
+    taught: set[Kind] = field(default_factory=set)
+    prompt_tokens_per_step: float = 0.0  # smoothed
+
+
 class Learning:
-    """One latency model a worker."""
+    """One latency model a worker. Of what a worker has no samples it is believed to be like the others of its model."""
 
     def __init__(self, table: FleetTable, prior: LatencyPrior) -> None:
         self._table = table
         self._prior = prior
-        self._models: dict[WorkerId, WorkerLatency] = {}
+        self._pupils: dict[WorkerId, _Pupil] = {}
+        self._common: dict[tuple[str, Kind], WorkerId] = {}  # who was last taught something of its kind
 
     def on_worker(self, before: WorkerState | None, state: WorkerState, now_s: float) -> None:
         """A worker joined or reported: its own counters tell the length of its decode steps."""
         worker_id = state.spec.id
-        model = self._models.get(worker_id)
-        if model is None:
-            model = self._models[worker_id] = WorkerLatency(self._prior)
+        pupil = self._pupils.get(worker_id)
+        if pupil is None:
+            pupil = self._pupils[worker_id] = _Pupil(state.spec.model, WorkerLatency(self._prior))
         load = state.load
         if load.spec_drafts:
             curve = chain_curve(load.spec_drafts, load.spec_draft_tokens, load.spec_accepted_tokens)
             self._table.set_tokens_per_step(worker_id, curve.tokens_per_step)
         if before is None or before.spec.epoch != state.spec.epoch:
-            model.new_epoch(now_s)
-        else:
-            sample = step_sample(before.load, state.load)
-            if sample is None:
-                return
-            model.observe_step(
-                sample.mean_itl_s, sample.running_seqs, sample.kv_tokens, sample.steps, now_s, sample.prompt_tokens
-            )
-        self._write(worker_id, model)
+            pupil.latency.new_epoch(now_s)
+            self._write(worker_id, pupil)
+            return
+        sample = step_sample(before.load, state.load)
+        if sample is None:
+            return
+        pupil.prompt_tokens_per_step += _SMOOTHING * (sample.prompt_tokens - pupil.prompt_tokens_per_step)
+        self._table.set_prompt_tokens_per_step(worker_id, pupil.prompt_tokens_per_step)
+        learned = pupil.latency.observe_step(
+            sample.mean_itl_s, sample.running_seqs, sample.kv_tokens, sample.steps, now_s, sample.prompt_tokens
+        )
+        self._teach(worker_id, pupil, Kind.STEP, learned)
 
     def on_worker_gone(self, worker_id: WorkerId) -> None:
         """Its next life may be on other hardware."""
-        self._models.pop(worker_id, None)
+        self._pupils.pop(worker_id, None)
 
     def on_prefill_over(self, worker_id: WorkerId, sample: AttemptSample, now_s: float, *, local: bool) -> None:
         """A prompt has been computed; `local`: seen by the first token, one decode step later."""
-        model = self._models.get(worker_id)
-        if model is None or sample.prompts == 0:
+        pupil = self._pupils.get(worker_id)
+        if pupil is None or sample.prompts == 0:
             return
         duration_s = now_s - sample.dispatched_at_s - (sample.step_s if local else 0.0)
         if duration_s > 0:
-            model.observe_prefill(duration_s, sample.prompts, sample.new_tokens, sample.quad, now_s)
-            self._write(worker_id, model)
+            learned = pupil.latency.observe_prefill(duration_s, sample.prompts, sample.new_tokens, sample.quad, now_s)
+            self._teach(worker_id, pupil, Kind.PREFILL, learned)
 
     def on_transferred(self, worker_id: WorkerId, sample: AttemptSample, prefilled_at_s: float, now_s: float) -> None:
         """The decode worker has answered: blocks have come and one step is done."""
-        model = self._models.get(worker_id)
-        if model is not None and sample.transfer_tokens:
-            model.observe_transfer(max(0.0, now_s - prefilled_at_s - sample.step_s), sample.transfer_tokens, now_s)
-            self._write(worker_id, model)
+        pupil = self._pupils.get(worker_id)
+        if pupil is not None and sample.transfer_tokens:
+            duration_s = max(0.0, now_s - prefilled_at_s - sample.step_s)
+            learned = pupil.latency.observe_transfer(duration_s, sample.transfer_tokens, now_s)
+            self._teach(worker_id, pupil, Kind.TRANSFER, learned)
 
-    def model(self, worker_id: WorkerId) -> WorkerLatency | None:
-        """The worker's model, if it is known."""
-        return self._models.get(worker_id)
+    def _teach(self, worker_id: WorkerId, pupil: _Pupil, kind: Kind, learned: bool) -> None:
+        if learned:
+            pupil.taught.add(kind)
+            self._common[pupil.model_name, kind] = worker_id
+            for other_id, other in self._pupils.items():
+                if other.model_name == pupil.model_name and kind not in other.taught:
+                    self._write(other_id, other)
+        self._write(worker_id, pupil)
 
-    def _write(self, worker_id: WorkerId, model: WorkerLatency) -> None:
-        margins = model.prefill_margin(), model.step_margin()
-        self._table.set_latency(worker_id, model.params(), margins, model.stall_s_per_1k_tokens())
+    def _write(self, worker_id: WorkerId, pupil: _Pupil) -> None:
+        own = pupil.latency
+        params = list(own.params())
+        stall_s = own.stall_s_per_1k_tokens()
+        for kind in Kind:
+            teacher = self._pupils.get(self._common.get((pupil.model_name, kind), worker_id))
+            if kind not in pupil.taught and teacher is not None:
+                theirs: tuple[float, ...] = teacher.latency.params()
+                params[kind.value] = theirs[kind.value]
+                if kind is Kind.STEP:
+                    stall_s = teacher.latency.stall_s_per_1k_tokens()
+        self._table.set_latency(worker_id, LatencyParams(*params), (own.prefill_margin(), own.step_margin()), stall_s)

@@ -2,8 +2,8 @@
 
 Near-equals. Several routers decide at once, each without having seen the others' last decisions, and all would pick the
 one worker that has just become idle. So the draw is made among all ways whose cost is within what is uncertain: a
-tolerance of the forecast, and with n replicas the work that the n - 1 others may have sent to a worker since the last
-exchange. Of two random ones among these the cheaper is taken (power of two choices, Mitzenmacher 2001).
+tolerance of the forecast, and with several replicas one prompt like this one, which another may have sent to a worker
+since the last exchange. Of two random ones among these the cheaper is taken (power of two choices, Mitzenmacher 2001).
 """
 
 from random import Random
@@ -46,8 +46,7 @@ class LeastCost:
         others = view.table.num_replicas - 1
         if others:
             side = costs.prefill if len(view.prefill) else costs.local_prefill
-            work_s = float(side.prefill_s.min())
-            band_s += work_s * min(1.0, others / len(side.side))
+            band_s += float(side.prefill_s.min())
         return band_s
 
     def _draw(self, costs_s: Column, band_s: float) -> tuple[int, int]:

@@ -112,7 +112,7 @@ class Choice:
     decode: WorkerState
     prefill: WorkerState | None
     forecast: Forecast
-    considered: tuple[Considered, ...] = ()  # the cheapest few, this one included
+    shared_tokens: float = 0.0  # of the prompt, that the decode worker has on its device
     num_candidates: int = 0  # workers that could have been chosen
     num_near_equal: int = 0  # of which the seeded draw was made
 

@@ -60,6 +60,11 @@ class Side:
         return self._table.stall_s_per_1k_tokens[self.rows]
 
     @lazy
+    def stall_s_per_step(self) -> Column:
+        """What the prompts that are computed in the same steps add to each, of late."""
+        return self.stall_s_per_1k_tokens * (self._table.prompt_tokens_per_step[self.rows] / 1e3)
+
+    @lazy
     def tokens_per_step(self) -> Column:
         """What a decode step of a sequence yields; 1 without speculation."""
         return self._table.tokens_per_step[self.rows]

@@ -11,7 +11,8 @@ simulation does that. To keep the other core's books straight, requests end ther
     Reject (a command)          RequestCancelled, where it has not been rejected too
     anything else               the same
 
-An Abort by the other core is answered with RequestFailed, and it is woken when it asks to be.
+An Abort by the other core is answered with RequestFailed, and it is woken when it asks to be. Events of attempts that
+the recorded core had given up are left out.
 
 Invariant: no request is live in the other core after it has ended in the recorded run.
 """
@@ -82,19 +83,31 @@ def compare(lines: Iterable[bytes], build_core: Callable[[Mapping[str, Any]], Wa
     result = Comparison(recording.header, End("cut", 0))
     books = _Books(result)
     other = _OtherRun(build_core(recording.header.recipe), books.other_answered)
+    attempts: dict[RequestId, int] = {}  # the recorded core's live ones
     for step in recording:
         if isinstance(step.event, RequestArrived):
             books.arrived(step.event.request.id)
-        other.follow(step.event, step.now_s)
+        if not _is_stale(step.event, attempts):
+            other.follow(step.event, step.now_s)
         for command in step.commands:
             books.recorded_answered(command)
+            if isinstance(command, Dispatch):
+                attempts[command.decision.request_id] = command.decision.attempt
             if isinstance(command, Reject):
                 other.end(command.request_id, step.now_s)
         if isinstance(step.event, RequestCancelled | RequestDone):
             books.ended(step.event.request_id)
+            attempts.pop(step.event.request_id, None)
     assert recording.end is not None
     result.end = recording.end
     return result
+
+
+def _is_stale(event: Event, attempts: Mapping[RequestId, int]) -> bool:
+    """An event of an attempt that the recorded core had given up changed nothing there."""
+    if not isinstance(event, PrefillDone | FirstToken | RequestDone | RequestFailed):
+        return False
+    return attempts.get(event.request_id) != event.attempt
 
 
 class _Books:

@@ -68,12 +68,12 @@ def print_tables(measured: dict[str, Any]) -> None:
     """One table for each claim."""
     for case, rows in measured["peers"].items():
         print(f"\n{case}: prompts of 512 blocks, 1,000 workers")
-        print(f"{' ':36}p50 us   p99 us  p99 CPU us  by worker  store us/block  bytes/block")
+        print(f"{' ':39}p50 us   p99 us  p99 CPU us  by worker  store us/block  bytes/block")
         for peer, row in rows.items():
             if "skipped" in row:
                 print(f"  {peer:<18} skipped: {row['skipped']}")
                 continue
-            print(f"  {peer:<17}{row['blocks']:>10,} blocks{row['match_p50_us']:>6,.1f}", end="")
+            print(f"  {peer:<17}{row['blocks']:>10,} blocks{row['match_p50_us']:>9,.1f}", end="")
             print(
                 f"{row['match_p99_us']:>9,.1f}{row['match_p99_cpu_us']:>12,.1f}{row['by_worker_p50_us']:>11,.1f}",
                 end="",

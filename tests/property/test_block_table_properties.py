@@ -60,7 +60,7 @@ def test_the_table_is_a_dict(history: list[tuple[str, int, int]], slots_per_buck
         assert table.get(block) == twin.get(block, 0)
         assert table.num_blocks == len(twin)
     assert contents(table) == twin
-    assert table.get_many([block for _, block, _ in history]) == [twin.get(block, 0) for _, block, _ in history]
+    assert all(table.get(block) == twin.get(block, 0) for _, block, _ in history)
     assert all(len(table.entries(bucket)) < slots_per_bucket for bucket in range(table.num_buckets))  # invariant 2
 
 
@@ -75,6 +75,17 @@ def test_invariant_4_room_is_used_again(seed: int, num_blocks: int, num_kept: in
     assert contents(table) == dict.fromkeys(blocks[:num_kept], 1)
     assert all(store(table, block, 2) for block in blocks)
     assert table.bytes_used == before
+
+
+@given(st.lists(uniform, max_size=60), st.integers(0, 60), st.integers(0, 60))
+def test_put_new_stops_at_the_first_that_is_there_or_needs_a_split(blocks: list[int], start: int, stop: int) -> None:
+    table, stop = BlockTable(8), min(stop, len(blocks))
+    done = table.put_new(blocks, start, stop, 100) if start <= stop else 0
+    stored = blocks[start : start + done]
+    assert contents(table) == {block: 100 - at for at, block in enumerate(stored)}
+    assert len(stored) == table.num_blocks
+    if start <= stop and start + done < stop:
+        assert table.get(blocks[start + done]) or not table.put(blocks[start + done], 1)
 
 
 @given(st.lists(uniform, unique=True, max_size=60))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kvstore.types import RequestId
 from router.chooser import Chooser, HandOff
-from router.cost import Costs
+from router.cost import Costs, exchange_rate
 from router.fleet_table import FleetTable, PrefillWork
 from router.policy import LeastCost
 from tests.builders import make_overlap, make_request, make_table, make_view, make_worker
@@ -45,7 +45,7 @@ def test_the_choice_is_allowed_and_no_other_costs_clearly_less(
         return chooser.choose(request, overlap, (), now_s=0.0, expected_output_tokens=20, keep_promises=False).choice
 
     choice = choose()
-    costs = Costs(make_view(table, request, overlap), 10)
+    costs = Costs(make_view(table, request, overlap), 10, exchange_rate(request.terms.slo, 20))
     decode, prefill = range(len(costs.view.decode_rows)), range(len(costs.view.prefill_rows))
     ways = [costs.forecast(None, d) for d in decode] if hand_off != "always" or not prefill else []
     if hand_off != "never":

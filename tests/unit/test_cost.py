@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from kvstore.types import RequestId, WorkerId
-from router.cost import HOST_FETCH_S_PER_TOKEN, Costs, has_room, keeps_promises
+from router.cost import HOST_FETCH_S_PER_TOKEN, Costs, exchange_rate, has_room, keeps_promises
 from router.fleet_table import PrefillWork
 from router.latency import LatencyParams
-from router.types import NO_OVERLAP
+from router.types import NO_OVERLAP, UNPROMISED, Slo
 from tests.builders import make_decode, make_overlap, make_prefill, make_request, make_table, make_view, make_worker
 
 PARAMS = LatencyParams(c0=0.01, c1=0.2, c2=0.005, d0=0.02, d1=0.001, d2=0.0002, t0=0.003, t1=0.05)
@@ -113,3 +113,30 @@ def test_speculation_yields_several_tokens_a_step_and_so_allows_longer_steps() -
     assert keeps_promises(costs, step_s / 2).tolist() == [True]
     assert costs.forecast(None, 0).tpot_s == pytest.approx(step_s / 2.5)
     assert costs.forecast(None, 0).step_s == pytest.approx(step_s)
+
+
+def test_a_second_of_harm_is_worth_what_it_uses_up_of_a_target() -> None:
+    assert exchange_rate(Slo(1.0, 0.05), 200) == pytest.approx(0.1)
+    assert exchange_rate(Slo(100.0, 0.05), 200) == 1.0
+    assert exchange_rate(Slo(0.1, 1.0), 1000) == pytest.approx(0.03)
+    assert exchange_rate(UNPROMISED.slo, 200) == pytest.approx(0.1)
+    table = make_table(make_worker(running_seqs=10), params=PARAMS)
+    view = make_view(table, make_request(num_prompt_tokens=PROMPT))
+    whole, tenth = Costs(view, 8).forecast(None, 0), Costs(view, 8, 0.1).forecast(None, 0)
+    assert tenth.harm_s == pytest.approx(whole.harm_s / 10)
+    assert tenth.ttft_s == whole.ttft_s
+
+
+def test_prompts_in_the_same_steps_lengthen_the_gaps_between_tokens() -> None:
+    table = make_table(make_worker(), params=PARAMS)
+    table.set_prompt_tokens_per_step(WorkerId("mixed-1"), 100.0)
+    forecast = Costs(make_view(table), 8).forecast(None, 0)
+    assert forecast.tpot_s == pytest.approx(forecast.step_s + 0.2 * 0.1)
+
+
+def test_blocks_that_are_held_need_no_room() -> None:
+    table = make_table(make_worker(running_seqs=1), params=PARAMS)
+    table.kv_total_tokens[:] = 1000.0
+    request = make_request(num_prompt_tokens=1100)
+    assert has_room(Costs(make_view(table, request), 8), 1110).tolist() == [False]
+    assert has_room(Costs(make_view(table, request, make_overlap({0: 30})), 8), 1110).tolist() == [True]

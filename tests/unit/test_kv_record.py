@@ -51,7 +51,7 @@ def test_a_snapshot_is_read_as_it_was_written(written: KvSnapshot) -> None:
 def test_the_size_is_not_underestimated_by_much(delta: KvDelta) -> None:
     size = len(encode_deltas([delta]))
     assert size <= size_bytes(delta) + 4 * len(delta.source.worker_id)
-    assert size_bytes(delta) <= size + 64
+    assert size_bytes(delta) <= size + 64 + 8 * len(delta.changes)
 
 
 def test_a_block_takes_eight_bytes() -> None:

@@ -35,9 +35,9 @@ def choose(
     excluded: tuple[str, ...] = (),
     tpot_s: float = 10.0,
 ) -> Chosen:
-    request = make_request(
-        num_prompt_tokens=num_prompt_tokens, can_hand_off=can_hand_off, terms=make_terms(tpot_s=tpot_s)
-    )
+    # With 100 tokens to come, a second of harm is worth a second of TTFT.
+    terms = make_terms(ttft_s=100 * tpot_s, tpot_s=tpot_s)
+    request = make_request(num_prompt_tokens=num_prompt_tokens, can_hand_off=can_hand_off, terms=terms)
     chooser = Chooser(table, LeastCost(Random(seed)), hand_off)
     return chooser.choose(
         request, overlap, [WorkerId(name) for name in excluded], now_s=0.0, expected_output_tokens=100
@@ -148,11 +148,13 @@ def test_an_explanation_names_the_chosen_way_first_and_its_rivals() -> None:
         make_prefill("p1"), make_prefill("p2"), make_worker("d1", running_seqs=8), make_worker("d2", running_seqs=9),
         params=PARAMS,
     )  # fmt: skip
-    choice = best(choose(table))
-    first = choice.considered[0]
+    chosen = choose(table)
+    choice, rivals = best(chosen), chosen.rivals()
+    first = rivals[0]
     assert (first.prefill, first.decode) == (choice.prefill and choice.prefill.spec.id, choice.decode.spec.id)
-    ways = {(item.prefill, item.decode) for item in choice.considered}
+    assert first.forecast == choice.forecast
+    ways = {(item.prefill, item.decode) for item in rivals}
     assert {(None, "d1"), (None, "d2")} <= ways
     assert {prefill for prefill, _ in ways} == {None, "p1", "p2"}
-    assert len(ways) == len(choice.considered)
+    assert len(ways) == len(rivals)
     assert choice.num_candidates == 4

@@ -1,0 +1,48 @@
+"""What events teach, and what untaught workers are believed to be like."""
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from kvstore.types import WorkerId
+from router.fleet_table import FleetTable, PrefillWork
+from router.latency import LatencyPrior
+from router.learning import Learning, attempt_sample
+from router.live_request import ForecastErrors
+from tests.builders import make_table, make_worker
+
+A, B = WorkerId("a"), WorkerId("b")
+
+
+def c1(table: FleetTable, worker_id: WorkerId) -> float:
+    return float(table.params[table.row(worker_id)][1])
+
+
+def test_a_worker_without_samples_is_believed_to_be_like_the_others() -> None:
+    workers = [make_worker(name) for name in ("a", "b")]
+    table = make_table(*workers)
+    learning = Learning(table, LatencyPrior())
+    for worker in workers:
+        learning.on_worker(None, worker, 0.0)
+    before = c1(table, B)
+    for at in range(40):
+        now_s = 10.0 + at
+        work = PrefillWork(1000 + 50 * at, 0.0, 0.1)
+        sample = attempt_sample(table, A, work, step_s=0.0, transfer_tokens=0, now_s=now_s)
+        learning.on_prefill_over(A, sample, now_s + work.tokens / 50_000, local=False)
+    assert c1(table, A) == pytest.approx(0.02, rel=0.2)
+    assert c1(table, B) == c1(table, A) != before
+    learning.on_worker(workers[1], replace(workers[1], spec=replace(workers[1].spec, epoch=2)), 60.0)
+    assert c1(table, B) == c1(table, A)
+
+
+def test_the_allowance_is_what_nine_of_ten_forecasts_are_short_by() -> None:
+    errors, rng = ForecastErrors(), Random(1)
+    assert errors.allowance_s("m") == 0.0
+    for _ in range(4000):
+        errors.observe("m", rng.uniform(-1.0, 1.0))
+    assert errors.allowance_s("m") == pytest.approx(0.8, abs=0.15)
+    for _ in range(4000):
+        errors.observe("m", -0.5)
+    assert errors.allowance_s("m") == 0.0

@@ -171,6 +171,15 @@ class FleetTable:
         self.margins[row] = margins
         self.stall_s_per_1k_tokens[row] = stall_s_per_1k_tokens
 
+    def set_common_latency(
+        self, rows: Rows, place: slice, params: LatencyParams, stall_s_per_1k_tokens: float | None
+    ) -> None:
+        """Some coefficients of workers that have none of their own; `place`: which. None: the stall stays."""
+        values: tuple[float, ...] = params
+        self.params[rows, place] = values[place]
+        if stall_s_per_1k_tokens is not None:
+            self.stall_s_per_1k_tokens[rows] = stall_s_per_1k_tokens
+
     def set_prompt_tokens_per_step(self, worker_id: WorkerId, tokens: float) -> None:
         """How many prompt tokens its decode steps carry along, of late."""
         self.prompt_tokens_per_step[self.row(worker_id)] = tokens

@@ -8,8 +8,10 @@ Invariants
 from dataclasses import dataclass, field
 from enum import Enum
 
+import numpy as np
+
 from kvstore.types import WorkerId
-from router.fleet_table import FleetTable, PrefillWork
+from router.fleet_table import FleetTable, PrefillWork, Rows
 from router.latency import LatencyParams, LatencyPrior, WorkerLatency, step_sample
 from router.tpot import chain_curve
 from workers.types import WorkerState
@@ -66,6 +68,7 @@ class Learning:
         self._prior = prior
         self._pupils: dict[WorkerId, _Pupil] = {}
         self._common: dict[tuple[str, Kind], WorkerId] = {}  # who was last taught something of its kind
+        self._untaught: dict[tuple[str, Kind], Rows] = {}  # rows of those who never were, until the fleet changes
 
     def on_worker(self, before: WorkerState | None, state: WorkerState, now_s: float) -> None:
         """A worker joined or reported: its own counters tell the length of its decode steps."""
@@ -73,6 +76,7 @@ class Learning:
         pupil = self._pupils.get(worker_id)
         if pupil is None:
             pupil = self._pupils[worker_id] = _Pupil(state.spec.model, WorkerLatency(self._prior))
+            self._untaught.clear()
         load = state.load
         if load.spec_drafts:
             curve = chain_curve(load.spec_drafts, load.spec_draft_tokens, load.spec_accepted_tokens)
@@ -94,6 +98,7 @@ class Learning:
     def on_worker_gone(self, worker_id: WorkerId) -> None:
         """Its next life may be on other hardware."""
         self._pupils.pop(worker_id, None)
+        self._untaught.clear()
 
     def on_prefill_over(self, worker_id: WorkerId, sample: AttemptSample, now_s: float, *, local: bool) -> None:
         """A prompt has been computed; `local`: seen by the first token, one decode step later."""
@@ -115,22 +120,36 @@ class Learning:
 
     def _teach(self, worker_id: WorkerId, pupil: _Pupil, kind: Kind, learned: bool) -> None:
         if learned:
-            pupil.taught.add(kind)
-            self._common[pupil.model_name, kind] = worker_id
-            for other_id, other in self._pupils.items():
-                if other.model_name == pupil.model_name and kind not in other.taught:
-                    self._write(other_id, other)
+            key = pupil.model_name, kind
+            self._common[key] = worker_id
+            if kind not in pupil.taught:
+                pupil.taught.add(kind)
+                self._untaught.pop(key, None)
+            rows = self._untaught.get(key)
+            if rows is None:
+                rows = self._untaught[key] = self._rows_without(kind, pupil.model_name)
+            if len(rows):
+                stall_s = pupil.latency.stall_s_per_1k_tokens() if kind is Kind.STEP else None
+                self._table.set_common_latency(rows, kind.value, pupil.latency.params(), stall_s)
         self._write(worker_id, pupil)
+
+    def _rows_without(self, kind: Kind, model_name: str) -> Rows:
+        """Of workers that have no samples of this kind."""
+        ids = [at for at, other in self._pupils.items() if other.model_name == model_name and kind not in other.taught]
+        return np.array([self._table.row(worker_id) for worker_id in ids], dtype=np.intp)
 
     def _write(self, worker_id: WorkerId, pupil: _Pupil) -> None:
         own = pupil.latency
         params = list(own.params())
         stall_s = own.stall_s_per_1k_tokens()
         for kind in Kind:
+            if kind in pupil.taught:
+                continue
             teacher = self._pupils.get(self._common.get((pupil.model_name, kind), worker_id))
-            if kind not in pupil.taught and teacher is not None:
+            if teacher is not None:
                 theirs: tuple[float, ...] = teacher.latency.params()
                 params[kind.value] = theirs[kind.value]
                 if kind is Kind.STEP:
                     stall_s = teacher.latency.stall_s_per_1k_tokens()
-        self._table.set_latency(worker_id, LatencyParams(*params), (own.prefill_margin(), own.step_margin()), stall_s)
+        margins = own.prefill_margin(), own.step_margin()
+        self._table.set_latency(worker_id, LatencyParams(*params), margins, stall_s)

@@ -15,7 +15,7 @@ from router.types import Choice, Considered, Overlap, Request
 from router.view import View
 
 HandOff = Literal["cost", "always", "never"]
-_SHOWN = 3  # ways of each kind in an explanation
+_SHOWN = 2  # ways of each kind in an explanation
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ class TenantShares:
     def is_over_share(self, tenant: str, now_s: float) -> bool:
         """It has had more than its max-min fair share of what was given out of late."""
         account = self._accounts.get(tenant)
-        if account is None:
+        if account is None or (len(self._accounts) == 1 and not self._reports):  # all there is, is its share
             return False
         self._refresh(now_s)
         return self._used_s(tenant, account, now_s) > account.weight * self._level_s * (1.0 + _TOLERANCE)

@@ -39,7 +39,7 @@ from router.events import (
     WorkerChanged,
     WorkerGone,
 )
-from router.fleet_table import FleetTable, PrefillWork
+from router.fleet_table import FleetTable
 from router.interfaces import RoutingPolicy
 from router.latency import LatencyPrior
 from router.learning import Learning, attempt_sample
@@ -47,6 +47,7 @@ from router.ledger import Ledger
 from router.live_request import ForecastErrors, LiveRequest, OutputLengths
 from router.nobody_serves import nobody_serves
 from router.pool_state import look_at_pool
+from router.prefill_work import PrefillWork
 from router.types import UNPROMISED, Candidate, Forecast, Overlap, ReplicaReport, Request, RoutingDecision
 from workers.types import WorkerState
 
@@ -253,8 +254,6 @@ class RouterCore:
                 active.aborted = True
                 commands.append(Abort(request_id, attempt, worker_id))
         return commands
-
-    # -- decisions
 
     def _pump(self, now_s: float) -> list[Command]:
         """Dispatch what waits and can go now; turn away what has waited too long."""

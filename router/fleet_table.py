@@ -8,7 +8,6 @@ Invariants
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from kvstore.types import RequestId, WorkerId
 from router import eligibility
 from router.latency import LatencyParams
+from router.prefill_work import PendingPrefill, PrefillWork
 from router.tpot import TpotLoad
 from router.types import ReplicaReport, WorkerPromises
 from workers.types import Phase, WorkerState
@@ -28,28 +28,13 @@ TIERS = 3
 _PARAMS = len(LatencyParams._fields)
 
 
-class PrefillWork(NamedTuple):
-    """A prompt that a worker is to compute, and the regressors of the latency model that predict its time."""
-
-    tokens: int  # that no cache holds
-    quad: float  # tokens * prompt length / 10^6
-    work_s: float  # predicted
-
-
-@dataclass(slots=True)
-class _Pending:
-    work: PrefillWork
-    ends_at_s: float  # predicted
-    is_observed: bool  # its end will be an event; else it is presumed when predicted
-
-
 @dataclass(slots=True)
 class _Row:
     """What is kept of a worker beside its columns."""
 
     worker_id: WorkerId
     state: WorkerState | None  # None: left, with promises still open
-    pending: dict[RequestId, _Pending] = field(default_factory=dict)  # prefills, in order of dispatch
+    pending: dict[RequestId, PendingPrefill] = field(default_factory=dict)  # prefills, in order of dispatch
     tpots: TpotLoad = field(default_factory=TpotLoad)
 
 
@@ -196,7 +181,7 @@ class FleetTable:
         """A prompt will be computed there. `is_observed`: an event will tell when."""
         row = self.row(worker_id)
         ends_at_s = max(float(self.busy_until_s[row]), now_s) + work.work_s
-        self._at(row).pending[request_id] = _Pending(work, ends_at_s, is_observed)
+        self._at(row).pending[request_id] = PendingPrefill(work, ends_at_s, is_observed)
         self.own_prefill_tokens[row] += work.tokens
         self.busy_until_s[row] = ends_at_s
         self.unshared_s[row] += work.work_s

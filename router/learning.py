@@ -11,8 +11,9 @@ from enum import Enum
 import numpy as np
 
 from kvstore.types import WorkerId
-from router.fleet_table import FleetTable, PrefillWork, Rows
+from router.fleet_table import FleetTable, Rows
 from router.latency import LatencyParams, LatencyPrior, WorkerLatency, step_sample
+from router.prefill_work import PrefillWork
 from router.tpot import chain_curve
 from workers.types import WorkerState
 

@@ -10,7 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from kvstore.types import RequestId, WorkerId
-from router.fleet_table import FleetTable, PrefillWork
+from router.fleet_table import FleetTable
+from router.prefill_work import PrefillWork
 from router.types import RoutingDecision
 
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from kvstore.types import RequestId
 from router.baselines import BASELINES
 from router.cost import Costs
-from router.fleet_table import FleetTable, PrefillWork
+from router.fleet_table import FleetTable
 from router.interfaces import Pick
+from router.prefill_work import PrefillWork
 from router.types import Request
 from tests.builders import make_overlap, make_request, make_table, make_view, make_worker
 from workers.types import Role

@@ -13,8 +13,9 @@ from router.baselines.cache_aware import RayPrefix
 from router.baselines.papers import Mooncake
 from router.baselines.pools import PerPool
 from router.cost import Costs
-from router.fleet_table import FleetTable, PrefillWork
+from router.fleet_table import FleetTable
 from router.interfaces import Pick, RoutingPolicy
+from router.prefill_work import PrefillWork
 from router.types import NO_OVERLAP, Overlap, Request
 from router.view import View
 from tests.builders import make_decode, make_overlap, make_prefill, make_request, make_table, make_view, make_worker

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from kvstore.types import RequestId, WorkerId
-from router.fleet_table import FleetTable, PrefillWork
+from router.fleet_table import FleetTable
+from router.prefill_work import PrefillWork
 from router.types import ReplicaReport, WorkerPromises
 from tests.builders import make_decode, make_prefill, make_table, make_worker
 from workers.types import Phase, Role

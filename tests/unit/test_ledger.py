@@ -3,8 +3,8 @@
 import pytest
 
 from kvstore.types import RequestId, WorkerId
-from router.fleet_table import PrefillWork
 from router.ledger import Ledger
+from router.prefill_work import PrefillWork
 from router.types import Forecast, RoutingDecision
 from tests.builders import make_decode, make_prefill, make_table
 

@@ -119,8 +119,6 @@ class RouterCore:
             return None
         return max(now_s, min(self._desk.next_expiry_s(), now_s + _LOOK_AGAIN_S))
 
-    # -- what others may look at
-
     def routable_models(self) -> tuple[str, ...]:
         """Models for which a chat or completion request would be served now."""
         return tuple(sorted({w.spec.model for w in self._table.states() if eligibility.can_decode(w)}))
@@ -128,6 +126,10 @@ class RouterCore:
     def fleet(self) -> tuple[WorkerState, ...]:
         """Every worker, in a stable order."""
         return tuple(self._table.states())
+
+    def worker(self, worker_id: WorkerId) -> WorkerState | None:
+        """A worker of the fleet."""
+        return self._table.state(worker_id)
 
     def candidate(self, worker: WorkerState) -> Candidate:
         """A worker with what this router has promised to it."""
@@ -152,8 +154,6 @@ class RouterCore:
         waiting = {request_id for request_id, active in self._active.items() if active.is_waiting}
         assert waiting == self._desk.waiting(), "invariant 1: a request lost by the queue, or kept by it"
         self._desk.validate()
-
-    # -- requests
 
     def _handle_arrived(self, request: Request, overlap: Overlap, now_s: float) -> list[Command]:
         assert request.id not in self._active, "invariant 1: arrived twice"
@@ -232,8 +232,6 @@ class RouterCore:
         else:
             self._ledger.release(request_id, now_s)
         return self._pump(now_s)
-
-    # -- workers
 
     def _handle_worker_changed(self, state: WorkerState, now_s: float) -> list[Command]:
         known = self._table.state(state.spec.id)

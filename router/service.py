@@ -115,10 +115,11 @@ class RouterService:
         """The fleet changed."""
         match change:
             case Joined(state):
-                self._known_fields.clear()
-                known = {worker.spec.id: worker.phase for worker in self.core.fleet()}
-                if known.get(state.spec.id) is not state.phase:
+                known = self.core.worker(state.spec.id)
+                if known is None or known.phase is not state.phase:
                     _log.info("worker %s (%s) is %s", state.spec.id, state.spec.role, state.phase)
+                if known is None or known.spec != state.spec:
+                    self._known_fields.clear()
                 self.handle(WorkerChanged(state))
             case Left(worker_id, reason):
                 self._known_fields.clear()

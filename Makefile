@@ -17,7 +17,8 @@ up: venv  ## router and 1P1D vLLM on this machine, until Ctrl-C; UP_ARGS="--pool
 	@exec $(BIN)/headrace up $(UP_ARGS)
 
 test: venv lint  ## everything CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not own_cluster"
+	$(BIN)/python -m pytest -m own_cluster
 
 lint: venv
 	$(BIN)/ruff check .

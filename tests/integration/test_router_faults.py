@@ -178,8 +178,12 @@ def test_no_worker_is_503_with_retry_after_and_ready_says_so(tmp_path: Path) -> 
             assert response.status == 503, "a prefill worker alone cannot answer a client"
         await made.add(Role.DECODE, "d1")
         await made.wait_for_workers(["p1", "d1"])
-        async with made.session.get(f"{made.url}/readyz") as response:
-            assert response.status == 200
+        for _ in range(200):  # it also waits for its tokenizer, fifteen seconds at most
+            async with made.session.get(f"{made.url}/readyz") as response:
+                if response.status == 200:
+                    return
+            await asyncio.sleep(0.1)
+        raise AssertionError("the router did not become ready")
 
     run(tmp_path, test)
 

@@ -85,10 +85,9 @@ async def _route(
     http = HttpListener(service, desk, settings, tracing)
     grpc = GrpcServer(service, desk, settings, tracing)
     sock = bind(settings.http.host, settings.http.port, "router.http.port")
+    stack.push_async_callback(_stop_listening, http, grpc)
     grpc_port = await grpc.start(settings.grpc.host, settings.grpc.port)
-    stack.push_async_callback(grpc.stop)
     await http.start(sock)
-    stack.push_async_callback(http.stop)
     ports = RouterPorts(http=sock.getsockname()[1], grpc=grpc_port)
     _log.info("listening for HTTP on port %d, for gRPC on port %d", ports.http, ports.grpc)
     listening(ports)
@@ -162,6 +161,11 @@ def build_tokenizer(plan: RouterPlan) -> PromptTokenizer:
     for name, renderer in plan.renderers.items():
         tokenizer.add_renderer(name, renderer)
     return tokenizer
+
+
+async def _stop_listening(http: HttpListener, grpc: GrpcServer) -> None:
+    """Both drain at once: a router has `router.drain_s` to end, not twice that."""
+    await asyncio.gather(http.stop(), grpc.stop())
 
 
 async def _end(task: "asyncio.Task[None]", stop: Callable[[], None]) -> None:

@@ -25,7 +25,8 @@ from controlplane.config import Config
 from controlplane.embedded_redis import embedded_redis
 from controlplane.fleet_status import FleetStatus, read_fleet
 from controlplane.progress import Progress
-from kvstore.leases import LeaseStore, open_leases, without_password
+from kvstore.leases import LeaseStore, open_leases
+from kvstore.redis_url import without_password
 from workers.child_process import ChildProcess, inherited_env
 from workers.demo_model import is_converted
 

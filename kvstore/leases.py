@@ -13,11 +13,8 @@ from contextlib import asynccontextmanager
 from kvstore.connection import RedisLink
 from kvstore.errors import RedisUnavailableError
 from kvstore.expiring_records import ExpiringRecords
-from kvstore.redis_url import without_password
 from kvstore.settings import RedisSettings
 from kvstore.types import WorkerId
-
-__all__ = ["LeaseStore", "open_leases", "without_password"]
 
 
 class LeaseStore:

@@ -117,12 +117,8 @@ class Dispatcher:
                 trace.event("first_token")
                 report(FirstToken(call.request_id, decision.attempt))
                 await sink.start(response.status, {**_passed(response.headers), **reply_headers})
-                if not call.reads_usage or response.status != 200:
-                    await sink.write(first)
-                    async for chunk in chunks:
-                        await sink.write(chunk)
-                    return Outcome(response.status)
-                tap = StreamTap(strip=call.strips_usage) if call.stream else UnaryTap()
+                reads = call.reads_usage and response.status == 200
+                tap = StreamTap(strip=call.strips_usage) if reads and call.stream else UnaryTap()
                 await sink.write(tap.feed(first))
                 async for chunk in chunks:
                     passed = tap.feed(chunk)
@@ -131,7 +127,7 @@ class Dispatcher:
                 rest = tap.flush()
                 if rest:
                     await sink.write(rest)
-                return Outcome(response.status, tap.usage)
+                return Outcome(response.status, tap.usage if reads else None)
 
 
 async def _first_chunk(response: EngineStream, chunks: AsyncIterator[bytes], worker: WorkerState) -> bytes:

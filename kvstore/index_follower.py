@@ -20,7 +20,6 @@ from kvstore.kv_log import LOG_START, KvLog, LogBatch
 from kvstore.kv_record import decode_deltas
 from kvstore.kv_types import SourceId
 from kvstore.settings import IndexSettings
-from kvstore.types import WorkerId
 
 _log = logging.getLogger(__name__)
 
@@ -106,10 +105,6 @@ class IndexFollower:
     def stop(self) -> None:
         """Let `run` end at its next step."""
         self._stopping = True
-
-    def drop_worker(self, worker_id: WorkerId) -> None:
-        """Forget a worker that has left. It is known again if its snapshot is still there at the next comparison."""
-        self._tell(self._index.drop_worker(worker_id))
 
     async def _look(self) -> None:
         """One read of the log, and what is due beside it."""

@@ -44,6 +44,7 @@ on end: nothing. On a report of another replica: `shares.set_remote`, or `shares
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import isinf
+from typing import NamedTuple
 
 from router.appointments import Offer
 from router.queue import Newcomer, PoolWork, WaitingQueue
@@ -71,8 +72,7 @@ class Rules:
     max_queued: int = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """Who asks, as far as it matters here."""
 
     ttft_s: float  # target; inf: none
@@ -85,8 +85,7 @@ class Standing:
     is_due: bool = False  # it was told to come back, and is in time
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
+class Outlook(NamedTuple):
     """The forecast of the best choice there is now."""
 
     ttft_s: float  # if dispatched now
@@ -98,8 +97,7 @@ class Outlook:
     is_open: bool = True  # a worker takes work now
 
 
-@dataclass(frozen=True, slots=True)
-class Basis:
+class Basis(NamedTuple):
     """The numbers behind an answer, in seconds from now."""
 
     predicted_ttft_s: float

@@ -70,12 +70,12 @@ class _Waiting:
 class _Pool:
     """One model's queue and places."""
 
-    def __init__(self, settings: SloSettings) -> None:
+    def __init__(self, settings: SloSettings, rules: Rules) -> None:
         given = settings.appointments
+        self.rules = rules  # with a margin of its own: see `AdmissionDesk.began`
         self.queue = WaitingQueue(settings.best_effort_every)
         self.places = Appointments(given.share, given.grace_s, given.horizon_s, given.max_places, given.tenant_share)
         self.others_waiting_s = 0.0
-        self.extra_margin = 0.0  # beyond the configured one: see `AdmissionDesk.began`
 
 
 class AdmissionDesk:
@@ -104,7 +104,7 @@ class AdmissionDesk:
         """Decide on a request for which `forecast` is the best choice there is now."""
         pool = self._pools.get(request.model)
         if pool is None:
-            pool = self._pools[request.model] = _Pool(self._settings)
+            pool = self._pools[request.model] = _Pool(self._settings, self._rules)
         terms, cost_s = request.terms, max(_LEAST_WORK_S, forecast.work_s)
         self._shares.asked(terms.tenant, terms.weight, cost_s, now_s)
         due_in_s = pool.places.due_in_s(terms.tenant, request.digest, now_s)
@@ -119,8 +119,7 @@ class AdmissionDesk:
         )
         work = self._pool_work(pool, pool_state)
         standing = self._standing(request, is_due=due_in_s == 0.0, now_s=now_s)
-        rules = replace(self._rules, margin=self._rules.margin + pool.extra_margin)
-        decision = admission.decide(standing, outlook, pool.queue, work, rules, now_s)
+        decision = admission.decide(standing, outlook, pool.queue, work, pool.rules, now_s)
         if isinstance(decision, admission.Reject):
             return self._refuse(request, decision, outlook, pool, work, due_in_s, now_s)
         entry = QueueEntry(
@@ -193,7 +192,9 @@ class AdmissionDesk:
         pool = self._pools.get(model)
         if pool is not None:
             step = _MARGIN_STEP * (-_BROKEN_SHARE if in_time else 1.0 - _BROKEN_SHARE)
-            pool.extra_margin = min(_MOST_EXTRA_MARGIN, max(0.0, pool.extra_margin + step))
+            most = self._rules.margin + _MOST_EXTRA_MARGIN
+            margin = min(most, max(self._rules.margin, pool.rules.margin + step))
+            pool.rules = replace(pool.rules, margin=margin)
 
     # -- what is there
 

@@ -15,7 +15,6 @@ from router.types import Choice, Considered, Overlap, Request
 from router.view import View
 
 HandOff = Literal["cost", "always", "never"]
-_SHOWN = 2  # ways of each kind in an explanation
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +23,15 @@ class Chosen:
 
     choice: Choice | None
     prefill_row: int  # where the prompt would be computed; -1 without a choice
-    num_eligible: int  # decode workers that serve the model and route
+    eligible: Costs  # of all workers that serve the model and route, whatever is promised
     num_tpot_blocked: int  # of these, where the promise of TPOT of somebody would break
     num_kv_blocked: int  # of these, without room for the request's KV
     rivals: Callable[[], tuple[Considered, ...]]  # the choice and the cheapest others; ask before anything is promised
+
+    @property
+    def num_eligible(self) -> int:
+        """Decode workers that serve the model and route."""
+        return len(self.eligible.view.decode_rows)
 
 
 class Chooser:
@@ -51,24 +55,25 @@ class Chooser:
         """The policy's pick among eligible workers. `keep_promises`: only where no promised TPOT breaks."""
         view = self._view(request, overlap, excluded, now_s)
         rate = exchange_rate(request.terms.slo, expected_output_tokens)
-        costs = Costs(view, expected_output_tokens / 2, rate)
+        eligible = costs = Costs(view, expected_output_tokens / 2, rate)
         num_eligible = len(view.decode_rows)
         num_tpot, num_kv = 0, 0
         if keep_promises and num_eligible:
             kept = keeps_promises(costs, request.terms.slo.tpot_s)
             room = has_room(costs, request.num_prompt_tokens + expected_output_tokens)
-            num_tpot = num_eligible - int(np.count_nonzero(kept))
-            num_kv = num_eligible - int(np.count_nonzero(room))
-            if num_tpot or num_kv:
-                view = view.with_decode_rows(view.decode_rows[kept & room])
+            possible = kept & room
+            if np.count_nonzero(possible) < num_eligible:
+                num_tpot = num_eligible - int(np.count_nonzero(kept))
+                num_kv = num_eligible - int(np.count_nonzero(room))
+                view = view.with_decode_rows(view.decode_rows[possible])
                 costs = Costs(view, expected_output_tokens / 2, rate)
         pick = self._policy.pick(view, costs)
         if pick is None:
-            return Chosen(None, -1, num_eligible, num_tpot, num_kv, tuple)
+            return Chosen(None, -1, eligible, num_tpot, num_kv, tuple)
         prefill_row = view.decode_rows[pick.decode] if pick.prefill is None else view.prefill_rows[pick.prefill]
         choice = self._choice(view, costs, pick)
         rivals = partial(_considered, view, costs, pick)
-        return Chosen(choice, int(prefill_row), num_eligible, num_tpot, num_kv, rivals)
+        return Chosen(choice, int(prefill_row), eligible, num_tpot, num_kv, rivals)
 
     def _view(self, request: Request, overlap: Overlap, excluded: Collection[WorkerId], now_s: float) -> View:
         prefill, decode = self._table.eligible(request.model, request.route)
@@ -104,13 +109,16 @@ def _considered(view: View, costs: Costs, pick: Pick) -> tuple[Considered, ...]:
         prefill, decode = _cheapest(costs.prefill.ready_s), _cheapest(costs.handed_s)
         ways |= dict.fromkeys((p, decode[0]) for p in prefill)
         ways |= dict.fromkeys((prefill[0], d) for d in decode)
-    id_at = view.table.id_at
+    id_at, prefill_row, decode_row = view.table.id_at, view.prefill_rows.item, view.decode_rows.item
     return tuple(
-        Considered(None if p is None else id_at(view.prefill_rows[p]), id_at(view.decode_rows[d]), costs.forecast(p, d))
+        Considered(None if p is None else id_at(prefill_row(p)), id_at(decode_row(d)), costs.forecast(p, d))
         for p, d in ways
     )
 
 
 def _cheapest(costs_s: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[int]:
-    few = range(len(costs_s)) if len(costs_s) <= _SHOWN else costs_s.argpartition(_SHOWN)[:_SHOWN].tolist()
-    return sorted(few, key=lambda at: (costs_s.item(at), at))
+    """Positions of the two lowest, the lowest first."""
+    if len(costs_s) == 1:
+        return [0]
+    first, second = costs_s.argpartition(1)[:2].tolist()
+    return [first, second] if costs_s.item(first) <= costs_s.item(second) else [second, first]

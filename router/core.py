@@ -14,8 +14,6 @@ Invariants
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from kvstore.types import RequestId, WorkerId
 from router import eligibility
 from router.admission_desk import AdmissionDesk, PoolState, Refused
@@ -164,8 +162,8 @@ class RouterCore:
         if chosen.num_eligible == 0:
             return [self._give_up(active)]
         forecast = self._forecast(active, chosen, now_s)
-        is_open = chosen.choice is not None and not self._is_ahead(chosen, now_s)
-        verdict = self._desk.arrived(request, forecast, self._pool_state(request, chosen, is_open, now_s), now_s)
+        is_open = chosen.choice is not None and not self._is_ahead(chosen)
+        verdict = self._desk.arrived(request, forecast, self._pool_state(request, chosen, is_open), now_s)
         if isinstance(verdict, Refused):
             return [self._refuse(verdict)]
         active.is_waiting, active.why = True, verdict.why
@@ -276,7 +274,7 @@ class RouterCore:
                 commands.append(self._give_up(active))
             elif chosen.choice is None:
                 continue  # no worker may take one more sequence; others may ask for less
-            elif self._is_ahead(chosen, now_s):
+            elif self._is_ahead(chosen):
                 work_s = chosen.choice.forecast.work_s
                 self._table.hold(chosen.prefill_row, work_s, now_s)
                 held.append((chosen.prefill_row, work_s))
@@ -311,10 +309,9 @@ class RouterCore:
             keep_promises=keep_promises,
         )
 
-    def _is_ahead(self, chosen: Chosen, now_s: float) -> bool:
+    def _is_ahead(self, chosen: Chosen) -> bool:
         """The chosen worker has prompts enough for now: later is soon enough, and somebody more urgent may come."""
-        backlog_s = self._table.backlog_s(np.array([chosen.prefill_row]), now_s)
-        return bool(backlog_s[0] > self._settings.dispatch_ahead_s)
+        return chosen.choice is not None and chosen.choice.forecast.queue_s > self._settings.dispatch_ahead_s
 
     def _forecast(self, active: LiveRequest, chosen: Chosen, now_s: float) -> Forecast:
         """Of the best choice; where promises forbid every choice, of the best one without them."""
@@ -322,16 +319,13 @@ class RouterCore:
         assert choice is not None, "a policy has to pick among eligible workers"
         return choice.forecast
 
-    def _pool_state(self, request: Request, chosen: Chosen, is_open: bool, now_s: float) -> PoolState:
+    def _pool_state(self, request: Request, chosen: Chosen, is_open: bool) -> PoolState:
         return look_at_pool(
             self._table,
-            request,
             chosen,
-            uses_prefill_pool=self._settings.hand_off != "never",
             is_open=is_open,
             output_tokens=self._outputs.expected(request),
             late_s=self._errors.allowance_s(request.model),
-            now_s=now_s,
         )
 
     def _dispatch_or_give_up(self, active: LiveRequest, now_s: float) -> list[Command]:

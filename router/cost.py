@@ -5,7 +5,8 @@ For a prompt of n tokens of which a worker reaches o in its caches (o_dev of the
     prefill_s(w)  = c0 + c1 (n - o)/1000 + c2 (n - o) n / 10^6     coefficients fitted per worker (router/latency.py)
     fetch_s(w)    = (o - o_dev) * lower-tier seconds a token
     queue_s(w)    = predicted seconds of the prompts promised to w and not yet over, by all router replicas
-    step_s(d)     = d0 + d1 (seqs + 1) + d2 (kv_tokens + n)/1000
+    added_s(d)    = d1 + d2 n/1000
+    step_s(d)     = d0 + d1 seqs + d2 kv_tokens/1000 + added(d)
     transfer_s(d) = t0 + t1 (n - o_dev(d))/1000                    what d holds already does not travel
 
     local:     ttft = queue(d) + fetch(d) + prefill(d) + step(d)
@@ -13,7 +14,7 @@ For a prompt of n tokens of which a worker reaches o in its caches (o_dev of the
     hand-off:  ttft = queue(p) + fetch(p) + prefill(p) + transfer(d) + step(d)
                harm = slow_down(d)
     stall(d)     = seqs(d) * stall coefficient * (n - o)/1000      a prompt stalls the sequences that run beside it
-    slow_down(d) = (step(d) - step without the request) * seqs(d) * steps that they share
+    slow_down(d) = added(d) * seqs(d) * steps that they share
 
 Harm is in seconds of TTFT (`exchange_rate`). Whether to hand off at all falls out of the comparison. No term depends on
 both p and d, so the cheapest pair is the cheapest p with the cheapest d, and all pairs need not be formed.
@@ -70,31 +71,33 @@ class PrefillCosts:
 
 
 class DecodeCosts:
-    """Seconds of decoding on each row of a side; the request will run beside the others for `shared_steps`."""
+    """Seconds of decoding on each row of a side."""
 
-    def __init__(self, side: Side, num_prompt_tokens: int, shared_steps: float) -> None:
+    def __init__(self, side: Side, num_prompt_tokens: int) -> None:
         self.side = side
         self.num_prompt_tokens = num_prompt_tokens
-        self.shared_steps = shared_steps
+
+    @lazy
+    def added_s(self) -> Column:
+        """What the request makes a decode step longer."""
+        params = self.side.params
+        return params[:, 4] + params[:, 5] * (self.num_prompt_tokens / 1e3)
 
     @lazy
     def step_s(self) -> Column:
         """One decode step with the request in the batch."""
-        params = self.side.params
-        tokens = self.side.kv_tokens + self.num_prompt_tokens
-        return params[:, 3] + params[:, 4] * (self.side.seqs + 1) + params[:, 5] * (tokens / 1e3)
+        side, params = self.side, self.side.params
+        return params[:, 3] + params[:, 4] * side.seqs + params[:, 5] * (side.kv_tokens / 1e3) + self.added_s
+
+    @lazy
+    def idle_tpot_s(self) -> Column:
+        """The gap between two tokens of a sequence alone on each row: no promise below it can be kept there."""
+        return (self.side.params[:, 3] + self.added_s) / self.side.tokens_per_step
 
     @lazy
     def tpot_s(self) -> Column:
         """The gap between two tokens of a sequence: a step with the prompts in it, divided by what it yields."""
         return (self.step_s + self.side.stall_s_per_step) / self.side.tokens_per_step
-
-    @lazy
-    def slow_down_s(self) -> Column:
-        """What the longer steps cost the running sequences, in sum."""
-        params = self.side.params
-        longer = params[:, 4] + params[:, 5] * (self.num_prompt_tokens / 1e3)
-        return longer * self.side.seqs * self.shared_steps
 
     @lazy
     def transfer_s(self) -> Column:
@@ -115,28 +118,37 @@ def exchange_rate(slo: Slo, output_tokens: float) -> float:
     return min(1.0, max(_LEAST_RATE, slo.ttft_s / (slo.tpot_s * max(1.0, output_tokens))))
 
 
+def least(costs_s: Column) -> float:
+    """The lowest of at least one. A quarter of `min()`'s time on columns as short as these."""
+    return costs_s.item(costs_s.argmin())
+
+
 class Costs:
-    """All terms of one decision, computed when asked for. `harm_rate`: TTFT seconds for a second of harm."""
+    """All terms of one decision, computed when asked for.
+
+    The request will run beside the others for `shared_steps`. `harm_rate`: TTFT seconds for a second of harm.
+    """
 
     def __init__(self, view: View, shared_steps: float, harm_rate: float = 1.0) -> None:
         n = view.request.num_prompt_tokens
         self.view = view
+        self.shared_steps = shared_steps
         self.harm_rate = harm_rate
         self.prefill = PrefillCosts(view.prefill, n)
         self.local_prefill = PrefillCosts(view.decode, n)
-        self.decode = DecodeCosts(view.decode, n, shared_steps)
+        self.decode = DecodeCosts(view.decode, n)
 
     @lazy
     def stall_s(self) -> Column:
         """What the sequences on each decode row wait, in sum, while it computes the prompt itself."""
         side = self.view.decode
         new_tokens = self.local_prefill.num_prompt_tokens - self.local_prefill.overlap_tokens
-        return side.seqs * side.stall_s_per_1k_tokens * (new_tokens * self.harm_rate / 1e3)
+        return side.seqs * side.stall_s_per_1k_tokens * (new_tokens * (self.harm_rate / 1e3))
 
     @lazy
     def slow_down_s(self) -> Column:
-        """What the sequences on each decode row wait, in sum, because the batch is larger."""
-        return self.decode.slow_down_s * self.harm_rate
+        """What the sequences on each decode row wait, in sum, because the batch is larger and its steps are longer."""
+        return self.decode.added_s * self.view.decode.seqs * (self.shared_steps * self.harm_rate)
 
     @lazy
     def local_s(self) -> Column:

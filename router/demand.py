@@ -14,6 +14,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -57,8 +58,7 @@ class PoolWork:
         return starts
 
 
-@dataclass(frozen=True, slots=True)
-class Newcomer:
+class Newcomer(NamedTuple):
     """An item that is not in yet. Work set aside until its latest start counts for it."""
 
     cost_s: float
@@ -66,8 +66,7 @@ class Newcomer:
     latest_start_at_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(NamedTuple):
     """What would become of a newcomer, and of the others because of it."""
 
     start_in_s: float  # predicted seconds until it is started
@@ -136,7 +135,8 @@ class Demand:
         if not pool.speed:
             return Probe(float("inf"), float("-inf"), at, 0.0)
         if not (self._keys or extra_s or pool.aside):
-            return Probe(float(pool.free_in_s.min()), float("inf"), 0, 0.0)  # as it mostly is
+            soonest_s = pool.free_in_s.item(pool.free_in_s.argmin())
+            return Probe(soonest_s, float("inf"), 0, 0.0)  # as it mostly is
         costs = np.frombuffer(self._cost_s) if self._keys else np.zeros(0)
         latest = np.empty(1 + len(costs) - at)  # starts: the newcomer's, then of those behind it
         before = np.empty(len(latest))

@@ -4,6 +4,7 @@ Invariants
  1. A known worker has exactly one row. The row of a worker that left is reused only when nothing is promised to it.
  2. `own_*` columns are the sums of this router's live reservations: zero when nothing is in flight.
  3. `busy_until_s` of a row without pending prefills is never in the future of the last event.
+ 4. `seqs` and `kv_tokens` are what is reported, or what all replicas promised where the report is older than that.
 """
 
 from collections.abc import Iterable
@@ -43,7 +44,8 @@ class FleetTable:
 
     def __init__(self, default_params: LatencyParams) -> None:
         self._default_params = default_params
-        self.slots: NDArray[np.intp] = np.empty((0, TIERS), dtype=np.intp)  # of the prefix index; -1: none
+        self.slots: NDArray[np.intp] = np.empty((TIERS, 0), dtype=np.intp)  # of the prefix index; -1: none
+        self.num_slots = 0  # above every slot there has been
         self._rows: list[_Row | None] = []
         self._row_of: dict[WorkerId, int] = {}
         self._free: list[int] = []
@@ -68,6 +70,7 @@ class FleetTable:
         self.running_seqs[row] = load.running_seqs
         self.waiting_seqs[row] = load.waiting_seqs
         self.reported_kv_tokens[row] = load.kv_blocks_used * state.spec.block_size_tokens
+        self._refresh_load(row)
         self.engine_block_tokens[row] = max(1, state.spec.block_size_tokens)
         self.kv_total_tokens[row] = state.spec.kv_blocks_total * state.spec.block_size_tokens or np.inf
 
@@ -79,7 +82,7 @@ class FleetTable:
         known = self._rows[row]
         assert known is not None
         known.state = None
-        self.slots[row] = -1
+        self.slots[:, row] = -1
         self._eligible.clear()
         self._drop_if_unused(row)
 
@@ -97,7 +100,9 @@ class FleetTable:
 
     def id_at(self, row: int) -> WorkerId:
         """The worker of a row."""
-        return self._at(row).worker_id
+        known = self._rows[row]
+        assert known is not None
+        return known.worker_id
 
     def states(self) -> list[WorkerState]:
         """Every worker, by id."""
@@ -144,16 +149,17 @@ class FleetTable:
 
     def set_slots(self, worker_id: WorkerId, slots: tuple[int, int, int]) -> None:
         """The prefix index's slots of a worker's tiers."""
-        self.slots[self.row(worker_id)] = slots
-        self.has_lower_tiers = bool((self.slots[:, 1:] >= 0).any())
+        self.slots[:, self.row(worker_id)] = slots
+        self.num_slots = max(self.num_slots, 1 + max(slots))
+        self.has_lower_tiers = bool((self.slots[1:] >= 0).any())
 
     def set_latency(
-        self, worker_id: WorkerId, params: LatencyParams, margins: tuple[float, float], stall_s_per_1k_tokens: float
+        self, worker_id: WorkerId, params: LatencyParams, step_margin: float, stall_s_per_1k_tokens: float
     ) -> None:
-        """The fitted coefficients of a worker and the safety factors of its prefill and step predictions."""
+        """The fitted coefficients of a worker and the safety factor of its step predictions."""
         row = self.row(worker_id)
         self.params[row] = params
-        self.margins[row] = margins
+        self.step_margin[row] = step_margin
         self.stall_s_per_1k_tokens[row] = stall_s_per_1k_tokens
 
     def set_common_latency(
@@ -220,6 +226,7 @@ class FleetTable:
         row = self.row(worker_id)
         self.own_seqs[row] += 1
         self.own_kv_tokens[row] += kv_tokens
+        self._refresh_load(row)
         self._at(row).tpots.add(tpot_s)
         self._refresh_tpot(row)
 
@@ -229,6 +236,7 @@ class FleetTable:
         self.own_seqs[row] -= 1
         self.own_kv_tokens[row] -= kv_tokens
         assert self.own_seqs[row] >= 0 and self.own_kv_tokens[row] >= 0, "invariant 2"
+        self._refresh_load(row)
         self._at(row).tpots.remove(tpot_s)
         self._refresh_tpot(row)
         self._drop_if_unused(row)
@@ -266,7 +274,9 @@ class FleetTable:
                 self.remote_seqs[row] += promised.seqs
                 self.remote_kv_tokens[row] += promised.kv_tokens
                 self.remote_min_tpot_s[row] = min(self.remote_min_tpot_s[row], promised.min_tpot_s)
-        self.min_tpot_s = np.minimum(self.own_min_tpot_s, self.remote_min_tpot_s)
+        np.minimum(self.own_min_tpot_s, self.remote_min_tpot_s, out=self.min_tpot_s)
+        np.maximum(self.reported_seqs, self.own_seqs + self.remote_seqs, out=self.seqs)
+        np.maximum(self.reported_kv_tokens, self.own_kv_tokens + self.remote_kv_tokens, out=self.kv_tokens)
 
     # -- derived columns
 
@@ -283,26 +293,11 @@ class FleetTable:
         total: Column = own + others + self.unshared_s[rows] * (self.num_replicas - 1)
         return total
 
-    def seqs(self, rows: Rows) -> Column:
-        """Sequences on each row: as reported, or as promised where the report is older than the promise."""
-        return np.maximum(self.reported_seqs[rows], self.own_seqs[rows] + self.remote_seqs[rows])
-
-    def kv_tokens(self, rows: Rows) -> Column:
-        """Tokens of KV in use on each row, likewise."""
-        return np.maximum(self.reported_kv_tokens[rows], self.own_kv_tokens[rows] + self.remote_kv_tokens[rows])
-
-    def idle_tpot_s(self, rows: Rows, num_prompt_tokens: int) -> Column:
-        """The TPOT of a sequence alone on each row: no promise below it can be kept there."""
-        params = self.params[rows]
-        step_s = params[:, 3] + params[:, 4] + params[:, 5] * (num_prompt_tokens / 1e3)
-        tpot_s: Column = step_s / self.tokens_per_step[rows]
-        return tpot_s
-
     def next_end_s(self, rows: Rows, output_tokens: int) -> float:
         """Predicted seconds until a sequence ends on some row: one of n that are part through their answers."""
-        seqs = np.maximum(self.seqs(rows), 1.0)
+        seqs = np.maximum(self.seqs[rows], 1.0)
         params = self.params[rows]
-        step_s = params[:, 3] + params[:, 4] * seqs + params[:, 5] * (self.kv_tokens(rows) / 1e3)
+        step_s = params[:, 3] + params[:, 4] * seqs + params[:, 5] * (self.kv_tokens[rows] / 1e3)
         return float((step_s * output_tokens / seqs).min())
 
     def own_promises(self, worker_id: WorkerId) -> tuple[int, int]:
@@ -325,11 +320,18 @@ class FleetTable:
                 assert self.own_seqs[row] == self.own_kv_tokens[row] == self.own_prefill_tokens[row] == 0, "invariant 2"
             else:
                 assert self.own_seqs[row] == known.tpots.count, "invariant 2"
+                promised = self.own_seqs[row] + self.remote_seqs[row]
+                assert self.seqs[row] == max(self.reported_seqs[row], promised), "invariant 4"
 
     def _at(self, row: int) -> _Row:
         known = self._rows[row]
         assert known is not None
         return known
+
+    def _refresh_load(self, row: int) -> None:
+        self.seqs[row] = max(self.reported_seqs[row], self.own_seqs[row] + self.remote_seqs[row])
+        promised_tokens = self.own_kv_tokens[row] + self.remote_kv_tokens[row]
+        self.kv_tokens[row] = max(self.reported_kv_tokens[row], promised_tokens)
 
     def _refresh_tpot(self, row: int) -> None:
         self.own_min_tpot_s[row] = self._at(row).tpots.min_s
@@ -368,15 +370,17 @@ class FleetTable:
         self.remote_kv_tokens = grown("remote_kv_tokens", 0.0)
         self.remote_min_tpot_s = grown("remote_min_tpot_s", np.inf)
         self.min_tpot_s = grown("min_tpot_s", np.inf)
+        self.seqs = grown("seqs", 0.0)
+        self.kv_tokens = grown("kv_tokens", 0.0)
         self.params = grown("params", 0.0, _PARAMS)
-        self.margins = grown("margins", 1.0, 2)
+        self.step_margin = grown("step_margin", 1.0)
         self.stall_s_per_1k_tokens = grown("stall_s_per_1k_tokens", 0.0)
         self.tokens_per_step = grown("tokens_per_step", 1.0)
         self.prompt_tokens_per_step = grown("prompt_tokens_per_step", 0.0)
         self.engine_block_tokens = grown("engine_block_tokens", 1.0)
         known_slots = self.slots
-        self.slots = np.full((size, TIERS), -1, dtype=np.intp)
-        self.slots[:old] = known_slots
+        self.slots = np.full((TIERS, size), -1, dtype=np.intp)
+        self.slots[:, :old] = known_slots
         self._rows += [None] * (size - old)
         self._free += range(size - 1, old - 1, -1)
 
@@ -385,14 +389,14 @@ class FleetTable:
         for column in (
             self.reported_seqs, self.running_seqs, self.waiting_seqs, self.reported_kv_tokens, self.own_prefill_tokens,
             self.own_seqs, self.own_kv_tokens, self.busy_until_s, self.unshared_s, self.remote_until_s,
-            self.remote_seqs, self.remote_kv_tokens, self.prompt_tokens_per_step,
+            self.remote_seqs, self.remote_kv_tokens, self.prompt_tokens_per_step, self.seqs, self.kv_tokens,
         ):  # fmt: skip
             column[row] = 0.0
         for column in (self.own_min_tpot_s, self.remote_min_tpot_s, self.min_tpot_s):
             column[row] = np.inf
         self.kv_total_tokens[row] = np.inf
         self.params[row] = self._default_params
-        self.margins[row] = 1.0
+        self.step_margin[row] = 1.0
         self.tokens_per_step[row] = 1.0
         self.stall_s_per_1k_tokens[row] = self._default_params.c1
-        self.slots[row] = -1
+        self.slots[:, row] = -1

@@ -14,7 +14,7 @@ from kvstore.types import WorkerId
 from router.fleet_table import FleetTable, Rows
 from router.latency import LatencyParams, LatencyPrior, WorkerLatency, step_sample
 from router.prefill_work import PrefillWork
-from router.tpot import chain_curve
+from router.tpot import tokens_per_step
 from workers.types import WorkerState
 
 _SMOOTHING = 0.3  # of what changes with the load, once a report
@@ -80,8 +80,8 @@ class Learning:
             self._untaught.clear()
         load = state.load
         if load.spec_drafts:
-            curve = chain_curve(load.spec_drafts, load.spec_draft_tokens, load.spec_accepted_tokens)
-            self._table.set_tokens_per_step(worker_id, curve.tokens_per_step)
+            tokens = tokens_per_step(load.spec_drafts, load.spec_draft_tokens, load.spec_accepted_tokens)
+            self._table.set_tokens_per_step(worker_id, tokens)
         if before is None or before.spec.epoch != state.spec.epoch:
             pupil.latency.new_epoch(now_s)
             self._write(worker_id, pupil)
@@ -152,5 +152,4 @@ class Learning:
                 params[kind.value] = theirs[kind.value]
                 if kind is Kind.STEP:
                     stall_s = teacher.latency.stall_s_per_1k_tokens()
-        margins = own.prefill_margin(), own.step_margin()
-        self._table.set_latency(worker_id, LatencyParams(*params), margins, stall_s)
+        self._table.set_latency(worker_id, LatencyParams(*params), own.step_margin(), stall_s)

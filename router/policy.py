@@ -6,11 +6,10 @@ tolerance of the forecast, and with several replicas one prompt like this one, w
 since the last exchange. Of two random ones among these the cheaper is taken (power of two choices, Mitzenmacher 2001).
 """
 
+from math import inf
 from random import Random
 
-import numpy as np
-
-from router.cost import Costs
+from router.cost import Costs, least
 from router.fleet_table import Column
 from router.interfaces import Pick
 from router.view import View
@@ -29,16 +28,16 @@ class LeastCost:
         """The cheapest way, or one of the near-equals; None: nobody can decode. Linear in the candidates."""
         if not len(view.decode):
             return None
-        local_s = float(costs.local_s.min()) if view.may_prefill_locally else np.inf
-        handed_s = np.inf
+        local_s = least(costs.local_s) if view.may_prefill_locally else inf
+        ready_s, rest_s = inf, inf
         if len(view.prefill):
-            handed_s = float(costs.prefill.ready_s.min()) + float(costs.handed_s.min())
-        band_s = self._band_s(view, costs, min(local_s, handed_s))
-        if local_s <= handed_s:
-            decode, near = self._draw(costs.local_s, band_s)
+            ready_s, rest_s = least(costs.prefill.ready_s), least(costs.handed_s)
+        band_s = self._band_s(view, costs, min(local_s, ready_s + rest_s))
+        if local_s <= ready_s + rest_s:
+            decode, near = self._draw(costs.local_s, local_s + band_s)
             return Pick(None, decode, near)
-        prefill, near_prefill = self._draw(costs.prefill.ready_s, band_s)
-        decode, near_decode = self._draw(costs.handed_s, band_s)
+        prefill, near_prefill = self._draw(costs.prefill.ready_s, ready_s + band_s)
+        decode, near_decode = self._draw(costs.handed_s, rest_s + band_s)
         return Pick(prefill, decode, near_prefill * near_decode)
 
     def _band_s(self, view: View, costs: Costs, best_s: float) -> float:
@@ -46,12 +45,12 @@ class LeastCost:
         others = view.table.num_replicas - 1
         if others:
             side = costs.prefill if len(view.prefill) else costs.local_prefill
-            band_s += float(side.prefill_s.min())
+            band_s += least(side.prefill_s)
         return band_s
 
-    def _draw(self, costs_s: Column, band_s: float) -> tuple[int, int]:
-        """A position, and how many were near-equal."""
-        near = np.flatnonzero(costs_s <= costs_s.min() + band_s)
+    def _draw(self, costs_s: Column, limit_s: float) -> tuple[int, int]:
+        """A position of a cost up to the limit, and how many there are."""
+        near = (costs_s <= limit_s).nonzero()[0]
         if len(near) == 1:
             return int(near[0]), 1
         first, second = (int(near[int(self._rng.random() * len(near))]) for _ in range(2))

@@ -32,12 +32,12 @@ class Side:
     @lazy
     def seqs(self) -> Column:
         """Sequences running or promised."""
-        return self._table.seqs(self.rows)
+        return self._table.seqs[self.rows]
 
     @lazy
     def kv_tokens(self) -> Column:
         """Tokens of KV in use or promised."""
-        return self._table.kv_tokens(self.rows)
+        return self._table.kv_tokens[self.rows]
 
     @lazy
     def kv_total_tokens(self) -> Column:
@@ -52,7 +52,7 @@ class Side:
     @lazy
     def params(self) -> Column:
         """(rows, 8) coefficients of the latency model: c0 c1 c2, d0 d1 d2, t0 t1."""
-        return self._table.params[self.rows]
+        return self._table.params.take(self.rows, axis=0)
 
     @lazy
     def stall_s_per_1k_tokens(self) -> Column:
@@ -72,8 +72,7 @@ class Side:
     @lazy
     def step_margin(self) -> Column:
         """Safety factor of predicted decode steps, at least 1."""
-        margin: Column = self._table.margins[self.rows, 1]
-        return margin
+        return self._table.step_margin[self.rows]
 
     @lazy
     def device_tokens(self) -> Column:
@@ -89,13 +88,8 @@ class Side:
         return host, np.maximum(host, self._tokens_within(2))
 
     def _tokens_within(self, tier: int) -> Column:
-        depth = self._view.slot_depth_blocks
-        if len(depth) == 1:
-            return np.zeros(len(self.rows))
-        # Slot -1, and slots that the index made after the match, index the zero at the end.
-        slots = self._table.slots[self.rows, tier]
-        blocks = depth[np.minimum(slots, len(depth) - 1)]
-        tokens: Column = np.minimum(blocks * float(self._view.overlap.block_size_tokens), self._view.most_cached_tokens)
+        # Slot -1, as slots that the index made after the match, has nothing.
+        tokens: Column = self._view.slot_tokens[self._table.slots[tier][self.rows]]
         # An engine reuses whole blocks of its own, which may be larger than the index's.
         return tokens - tokens % self._table.engine_block_tokens[self.rows]
 
@@ -143,25 +137,24 @@ class View:
         return self.request.num_prompt_tokens - 1
 
     @lazy
-    def slot_depth_blocks(self) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
-        """Leading blocks held, by slot of the prefix index; a zero at the end stands for no slot."""
+    def slot_tokens(self) -> Column:
+        """Leading tokens held, by slot of the prefix index; a zero at the end stands for no slot."""
         levels = self.overlap.levels
-        if not levels:
-            return np.zeros(1, dtype=np.intp)
-        num_slots = levels[0][1].bit_length()
-        depth = np.zeros(num_slots + 1, dtype=np.intp)
+        num_slots = max(self.table.num_slots, levels[0][1].bit_length() if levels else 0)
+        tokens: Column = np.zeros(num_slots + 1)
         num_bytes = (num_slots + 7) // 8
         for blocks, slots in levels:
+            held_tokens = min(blocks * self.overlap.block_size_tokens, self.most_cached_tokens)
             if slots.bit_count() <= _FEW:
                 while slots:
                     lowest = slots & -slots
-                    depth[lowest.bit_length() - 1] = blocks
+                    tokens[lowest.bit_length() - 1] = held_tokens
                     slots ^= lowest
             else:
                 packed = np.frombuffer(slots.to_bytes(num_bytes, "little"), dtype=np.uint8)
                 held = np.unpackbits(packed, bitorder="little", count=num_slots).view(np.bool_)
-                depth[:-1][held] = blocks
-        return depth
+                tokens[:-1][held] = held_tokens
+        return tokens
 
 
 _FEW = 8  # below it, picking bits one by one is faster than unpacking a fleet's worth

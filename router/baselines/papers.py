@@ -82,7 +82,7 @@ class Preble:
         decode = least(view.decode.seqs, self._rng) if hands_off else position
         work_s = float(prefill.prefill_s[position])
         if not hands_off:
-            steps = 2.0 * costs.decode.shared_steps  # as many as tokens are expected of it
+            steps = 2.0 * costs.shared_steps  # as many as tokens are expected of it
             work_s += steps * float(costs.decode.step_s[position]) / (float(side.seqs[position]) + 1.0)
         self._remember(view.now_s, side.ids[position], work_s)
         return Pick(position if hands_off else None, decode)

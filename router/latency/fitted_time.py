@@ -33,7 +33,7 @@ class FittedTime:
     @property
     def coefficients(self) -> tuple[float, ...]:
         """Seconds a unit of each feature."""
-        return self._fit.coefficients()
+        return self._fit.coefficients
 
     @property
     def margin(self) -> float:

@@ -50,14 +50,11 @@ class RecursiveLeastSquares:
         self._spread = SPREAD_START
         self._run: list[float] = []  # log of (seconds / prediction) of the latest outlying samples of one side
         self._multipliers = [1.0] * len(prior)
-
-    def coefficients(self) -> tuple[float, ...]:
-        """Seconds a unit of each feature."""
-        return tuple(m * part for m, part in zip(self._multipliers, self._prior, strict=True))
+        self.coefficients = self._prior  # seconds a unit of each feature
 
     def predict_s(self, features: Sequence[float]) -> float:
         """Seconds of work with these features."""
-        return sum(m * part * f for m, part, f in zip(self._multipliers, self._prior, features, strict=True))
+        return sum(part * f for part, f in zip(self.coefficients, features, strict=True))
 
     def observe(self, features: Sequence[float], seconds: float, weight: float = 1.0) -> bool:
         """Take in a sample of weight 0 to 1; True: the worker has changed (invariant 4)."""
@@ -114,6 +111,7 @@ class RecursiveLeastSquares:
         for i, row in enumerate(matrix):
             row[i] += RIDGE
         self._multipliers = solve_nonnegative(matrix, [entry + RIDGE * level for entry in self._products])
+        self.coefficients = tuple(m * part for m, part in zip(self._multipliers, self._prior, strict=True))
 
 
 def _bounded(ratio: float) -> float:

@@ -299,20 +299,6 @@ def test_a_source_that_is_gone_is_dropped_after_a_lease(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
-def test_a_worker_that_left_is_dropped_at_once_and_one_that_did_not_comes_back(tmp_path: Path) -> None:
-    async def test(fleet: Fleet) -> None:
-        router = await fleet.add_router()
-        await fleet.say(5)
-        await fleet.agreement(router)
-        router.follower.drop_worker(WorkerId("w0"))
-        router.follower.drop_worker(WorkerId("nobody"))
-        assert WorkerId("w0") not in {source.worker_id for source in router.mapped}
-        await fleet.say(1)
-        await fleet.agreement(router)
-
-    run(tmp_path, test)
-
-
 def test_records_that_cannot_be_read_are_skipped(tmp_path: Path) -> None:
     async def test(fleet: Fleet) -> None:
         router = await fleet.add_router()

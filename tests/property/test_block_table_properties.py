@@ -67,7 +67,7 @@ def test_the_table_is_a_dict(history: list[tuple[str, int, int]], slots_per_buck
 @given(st.integers(0, 2**32), st.integers(1, 200), st.integers(0, 200))
 def test_invariant_4_room_is_used_again(seed: int, num_blocks: int, num_kept: int) -> None:
     blocks = [xxh3_64_intdigest(number.to_bytes(4, "little"), seed) for number in range(num_blocks)]
-    table = BlockTable(8, 3)
+    table = BlockTable(32, 3)  # of smaller buckets even uniform hashes crowd one, once in many thousand tables
     assert all(store(table, block, 1) for block in blocks)
     before = table.bytes_used
     for block in blocks[num_kept:]:

@@ -191,7 +191,7 @@ def test_whatever_it_is_fed_predictions_are_finite_not_negative_and_monotone(
     fit = RecursiveLeastSquares(PRIOR, MEMORY)
     for features, seconds, weight in samples:
         fit.observe(features, seconds, weight)
-        assert all(0.0 <= coefficient < math.inf for coefficient in fit.coefficients())
+        assert all(0.0 <= coefficient < math.inf for coefficient in fit.coefficients)
     for features, _, _ in samples:
         predicted_s = fit.predict_s(features)
         assert 0.0 <= predicted_s < math.inf
@@ -205,7 +205,7 @@ def test_the_same_samples_give_the_same_fit(samples: list[tuple[tuple[float, flo
     fits = [RecursiveLeastSquares(PRIOR, MEMORY) for _ in range(2)]
     changes = [[fit.observe(*sample) for sample in samples] for fit in fits]
     assert changes[0] == changes[1]
-    assert fits[0].coefficients() == fits[1].coefficients()
+    assert fits[0].coefficients == fits[1].coefficients
 
 
 @given(

@@ -1,6 +1,5 @@
 """The rules of router/admission.py, one by one."""
 
-from dataclasses import replace
 from math import inf
 
 import numpy as np
@@ -15,7 +14,7 @@ from router.queue import PoolWork, QueueEntry, WaitingQueue
 NOW_S = 100.0
 RULES = Rules(margin=0.25, over_share_fill=0.5, lower_value_fill=0.8, top_value=2.0, max_queued=3)
 CHAT = Standing(ttft_s=10.0, tpot_s=0.1, value=2.0, expires_at_s=NOW_S + 60.0, best_effort_ok=False)
-BATCH = replace(CHAT, best_effort_ok=True)
+BATCH = CHAT._replace(best_effort_ok=True)
 OPEN = Outlook(ttft_s=1.0, cost_s=1.0, own_s=1.0)
 BUSY = Outlook(ttft_s=5.0, cost_s=1.0, own_s=1.0, is_open=False)
 
@@ -71,8 +70,8 @@ def test_behind_another_promise_it_waits_even_if_a_worker_is_open() -> None:
 
 def test_it_is_not_let_in_where_it_breaks_a_promise_behind_it() -> None:
     queue = waiting((8.0, 20.0))
-    assert isinstance(decided(outlook=replace(BUSY, cost_s=2.0), queue=queue, free_in_s=4.0), Wait)
-    for outlook in (replace(BUSY, cost_s=9.0, own_s=1.0), replace(OPEN, cost_s=13.0)):
+    assert isinstance(decided(outlook=BUSY._replace(cost_s=2.0), queue=queue, free_in_s=4.0), Wait)
+    for outlook in (BUSY._replace(cost_s=9.0, own_s=1.0), OPEN._replace(cost_s=13.0)):
         reject = refused(decided(outlook=outlook, queue=queue, free_in_s=4.0))
         assert reject.cause is Cause.TTFT_INFEASIBLE
         assert "a promise behind it would be late by" in reject.detail
@@ -83,19 +82,19 @@ def test_classes_of_less_value_and_tenants_over_their_share_leave_room() -> None
         return refused(decided(standing, BUSY, free_in_s=99.0)).basis.allowed_wait_s  # type: ignore[union-attr]
 
     assert most_wait_s(CHAT) == 7.0
-    assert most_wait_s(replace(CHAT, value=1.0)) == pytest.approx(5.6)
-    assert most_wait_s(replace(CHAT, is_over_share=True)) == 3.5
-    assert most_wait_s(replace(CHAT, value=1.0, is_over_share=True)) == pytest.approx(2.8)
-    assert most_wait_s(replace(CHAT, value=1.0, is_over_share=True, is_due=True)) == 9.0  # nor a margin
+    assert most_wait_s(CHAT._replace(value=1.0)) == pytest.approx(5.6)
+    assert most_wait_s(CHAT._replace(is_over_share=True)) == 3.5
+    assert most_wait_s(CHAT._replace(value=1.0, is_over_share=True)) == pytest.approx(2.8)
+    assert most_wait_s(CHAT._replace(value=1.0, is_over_share=True, is_due=True)) == 9.0  # nor a margin
 
 
 def test_an_idle_pool_takes_whatever_it_can_do_in_time_whoever_asks() -> None:
-    poor = replace(CHAT, value=0.1, is_over_share=True)
+    poor = CHAT._replace(value=0.1, is_over_share=True)
     assert isinstance(decided(poor, Outlook(7.9, 7.9, 7.9)), Admit)
 
 
 def test_over_share_is_the_cause_only_where_another_tenant_would_be_let_in() -> None:
-    greedy = replace(CHAT, is_over_share=True)
+    greedy = CHAT._replace(is_over_share=True)
     reject = refused(decided(greedy, BUSY, free_in_s=4.0))
     assert (reject.cause, reject.ask_again_in_s) == (Cause.OVER_SHARE, 0.0)
     assert refused(decided(greedy, BUSY, free_in_s=8.0)).cause is Cause.TTFT_INFEASIBLE
@@ -104,9 +103,9 @@ def test_over_share_is_the_cause_only_where_another_tenant_would_be_let_in() -> 
 def test_work_set_aside_stands_in_the_way_of_newcomers_only() -> None:
     assert isinstance(decided(outlook=BUSY, free_in_s=4.0, aside_s=2.0), Wait)
     assert isinstance(decided(outlook=BUSY, free_in_s=4.0, aside_s=9.0), Reject)
-    assert isinstance(decided(replace(CHAT, is_due=True), BUSY, free_in_s=6.0, aside_s=9.0), Wait)
+    assert isinstance(decided(CHAT._replace(is_due=True), BUSY, free_in_s=6.0, aside_s=9.0), Wait)
     assert isinstance(decided(aside_s=99.0), Admit)  # no more than its share of the time
-    assert isinstance(decided(outlook=replace(OPEN, ttft_s=5.0), aside_s=99.0), Reject)
+    assert isinstance(decided(outlook=OPEN._replace(ttft_s=5.0), aside_s=99.0), Reject)
 
 
 def test_what_an_idle_worker_cannot_do_is_refused_for_good() -> None:
@@ -116,24 +115,24 @@ def test_what_an_idle_worker_cannot_do_is_refused_for_good() -> None:
         "its own work takes 8.100 s to the first token on an idle worker, the target is 10 s "
         "(8.000 s with the safety margin)"
     )
-    reject = refused(decided(outlook=replace(OPEN, idle_tpot_s=0.11)))
+    reject = refused(decided(outlook=OPEN._replace(idle_tpot_s=0.11)))
     assert (reject.cause, reject.ask_again_in_s) == (Cause.TPOT_INFEASIBLE, None)
     assert reject.detail == "an idle worker takes 0.1100 s a token, the target is 0.1 s"
 
 
-@pytest.mark.parametrize("standing", [BATCH, replace(CHAT, is_implicit=True)])
+@pytest.mark.parametrize("standing", [BATCH, CHAT._replace(is_implicit=True)])
 def test_what_cannot_be_promised_to_anybody_is_served_without_where_that_is_wanted(standing: Standing) -> None:
     slow = Outlook(8.1, 8.1, 8.1)
     decision = decided(standing, slow)
     assert isinstance(decision, Admit) and not decision.is_promised
     assert decision.cause is Cause.TTFT_INFEASIBLE
-    decision = decided(standing, replace(slow, is_open=False))
+    decision = decided(standing, slow._replace(is_open=False))
     assert isinstance(decision, Wait) and not decision.is_promised
     assert "idle worker" in decision.detail
 
 
 def test_who_asked_for_nothing_is_still_refused_for_load() -> None:
-    assert refused(decided(replace(CHAT, is_implicit=True), BUSY, free_in_s=8.0)).cause is Cause.TTFT_INFEASIBLE
+    assert refused(decided(CHAT._replace(is_implicit=True), BUSY, free_in_s=8.0)).cause is Cause.TTFT_INFEASIBLE
 
 
 def test_best_effort_waits_where_there_is_no_promise_to_be_had() -> None:
@@ -145,11 +144,11 @@ def test_best_effort_waits_where_there_is_no_promise_to_be_had() -> None:
 
 
 def test_who_wants_no_target_gets_no_promise() -> None:
-    anything = replace(CHAT, ttft_s=inf, tpot_s=inf)
+    anything = CHAT._replace(ttft_s=inf, tpot_s=inf)
     for decision, kind in ((decided(anything), Admit), (decided(anything, BUSY), Wait)):
         assert isinstance(decision, kind) and not isinstance(decision, Reject)
         assert not decision.is_promised and decision.cause is None
-    only_tpot = decided(replace(CHAT, ttft_s=inf))
+    only_tpot = decided(CHAT._replace(ttft_s=inf))
     assert isinstance(only_tpot, Admit) and only_tpot.is_promised
 
 
@@ -160,7 +159,7 @@ def test_who_wants_no_target_gets_no_promise() -> None:
 def test_room_in_decode_has_to_come_in_time(
     tpot_in_s: float, kv_in_s: float, cause: Cause, ask_again_in_s: float
 ) -> None:
-    full = replace(OPEN, tpot_in_s=tpot_in_s, kv_in_s=kv_in_s)
+    full = OPEN._replace(tpot_in_s=tpot_in_s, kv_in_s=kv_in_s)
     reject = refused(decided(outlook=full))
     assert (reject.cause, reject.ask_again_in_s) == (cause, ask_again_in_s)
     waits = decided(BATCH, full)
@@ -168,7 +167,7 @@ def test_room_in_decode_has_to_come_in_time(
 
 
 def test_room_in_decode_that_comes_in_time_is_waited_for() -> None:
-    decision = decided(outlook=replace(OPEN, kv_in_s=7.5))
+    decision = decided(outlook=OPEN._replace(kv_in_s=7.5))
     assert not isinstance(decision, Reject) and decision.is_promised
     assert decision.basis.predicted_ttft_s == 7.5
 
@@ -183,7 +182,7 @@ def test_the_queue_is_bounded() -> None:
 
 
 def test_a_request_whose_time_is_over_is_not_started() -> None:
-    assert refused(decided(replace(BATCH, expires_at_s=NOW_S))).cause is Cause.DEADLINE_PASSED
+    assert refused(decided(BATCH._replace(expires_at_s=NOW_S))).cause is Cause.DEADLINE_PASSED
 
 
 def test_without_workers_nothing_is_promised() -> None:

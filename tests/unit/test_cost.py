@@ -91,7 +91,7 @@ def test_promises_are_kept_when_the_longer_step_stays_within_the_tightest_of_the
     view = Costs(make_view(table), 8)
     assert keeps_promises(view, 1.0).tolist() == [False, True]
     assert keeps_promises(view, step_s - 1e-6).tolist() == [False, False]
-    table.margins[:, 1] = 1.5
+    table.step_margin[:] = 1.5
     assert keeps_promises(Costs(make_view(table), 8), 1.0).tolist() == [False, False]
 
 

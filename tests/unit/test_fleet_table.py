@@ -95,11 +95,11 @@ def test_eligible_rows_follow_role_phase_model_and_route() -> None:
 def test_a_promise_counts_until_the_report_shows_it_and_not_twice() -> None:
     table = make_table(make_worker(running_seqs=3, waiting_seqs=1))
     rows = table.eligible("m", "/v1/completions")[1]
-    assert table.seqs(rows)[0] == 4
+    assert table.seqs[rows[0]] == 4
     for _ in range(5):
         table.promise_seq(W, 1000, math.inf)
-    assert table.seqs(rows)[0] == 5
-    assert table.kv_tokens(rows)[0] == 5000
+    assert table.seqs[rows[0]] == 5
+    assert table.kv_tokens[rows[0]] == 5000
 
 
 def test_other_replicas_promises_add_up_and_are_replaced_by_the_next_report() -> None:
@@ -109,7 +109,7 @@ def test_other_replicas_promises_add_up_and_are_replaced_by_the_next_report() ->
     unknown = WorkerPromises(WorkerId("gone"), 1.0, 1, 1, 1.0)
     table.set_remote([ReplicaReport("a", (promised, unknown), ()), ReplicaReport("b", (promised,), ())], 3, 10.0)
     assert table.backlog_s(rows, 11.0)[0] == pytest.approx(3.0)
-    assert table.seqs(rows)[0] == 6
+    assert table.seqs[rows[0]] == 6
     assert table.min_tpot_s[rows[0]] == 0.05
     table.promise_prefill(W, R1, SECOND, 11.0, is_observed=True)
     # Since the exchange each of the two others is taken to have done as this one did.

@@ -1,6 +1,7 @@
 """The command `headrace`."""
 
 import asyncio
+import re
 import signal
 import sys
 import uuid
@@ -27,6 +28,8 @@ config_app = typer.Typer(no_args_is_help=True, help="Check and show configuratio
 worker_app = typer.Typer(no_args_is_help=True, help="Workers that run outside Ray.")
 app.add_typer(config_app, name="config")
 app.add_typer(worker_app, name="worker")
+
+_WORKER_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # no slash: it names a rank (workers/ranks.py)
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="headrace.yaml; none: defaults")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="key.path=value on top of the file; repeatable")]
@@ -103,6 +106,8 @@ def join(
 ) -> None:
     """Bring an engine that runs outside Ray into the fleet, for as long as this command runs."""
     tree = _load(config, overrides or [], None)
+    if worker_id is not None and not _WORKER_ID.fullmatch(worker_id):
+        raise typer.BadParameter(f"{worker_id!r}: letters, digits, '.', '_' and '-', at most 64", param_hint="--id")
     spec = new_spec(WorkerId(worker_id or f"{role.value}-{uuid.uuid4().hex[:6]}"), role, model="")
 
     async def run() -> None:

@@ -13,6 +13,7 @@ from router.fleet_table import NO_ROWS, FleetTable, Rows
 from router.interfaces import Pick, RoutingPolicy
 from router.types import Choice, Considered, Overlap, Request
 from router.view import View
+from workers.ranks import engine_of
 
 HandOff = Literal["cost", "always", "never"]
 
@@ -85,7 +86,9 @@ class Chooser:
         return View(request, overlap, now_s, self._table, prefill, decode, may_prefill_locally)
 
     def _without(self, rows: Rows, excluded: Collection[WorkerId]) -> Rows:
-        return np.array([row for row in rows if self._table.state_at(row).spec.id not in excluded], dtype=np.intp)
+        engines = {engine_of(worker_id) for worker_id in excluded}
+        kept = [row for row in rows if engine_of(self._table.id_at(row)) not in engines]
+        return np.array(kept, dtype=np.intp)
 
     def _choice(self, view: View, costs: Costs, pick: Pick) -> Choice:
         decode = self._table.state_at(view.decode_rows[pick.decode])

@@ -6,7 +6,7 @@ Invariants
  2. A Dispatch's workers are reserved in the ledger when the command is returned (law 6), and released by the one
     event that ends the attempt.
  3. Events of an attempt that is not the live one change nothing.
- 4. A worker that failed a request is not chosen for it again.
+ 4. A worker that failed a request is not chosen for it again, nor another rank of its engine.
  5. When a worker goes, or comes back as a new epoch, every attempt that still needs it is aborted; no attempt twice.
  6. A request that was promised its targets is counted in every later admission until it ends.
 """

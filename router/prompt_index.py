@@ -21,6 +21,7 @@ from router.parity import Parity
 from router.tokens.tokenizer import PromptTokenizer
 from router.tokens.types import Kind, NotTokenised
 from router.types import NO_OVERLAP, Overlap
+from workers.ranks import rank_id
 
 _log = logging.getLogger(__name__)
 
@@ -53,20 +54,15 @@ class PromptIndex:
         """Some model's tokenizer is on its way."""
         return any(model.state == Kind.LOADING for model in self.tokenizer.stats().values())
 
-    def on_slots_changed(self, change: SourceSlotsChanged) -> SlotsChanged | None:
-        """The index has new slots for a source; returns what the core should know of it.
-
-        A worker of several data-parallel ranks is known by its first: its address does not say which rank will answer.
-        """
-        source = change.source
-        if source.dp_rank != 0:
-            return None
+    def on_slots_changed(self, change: SourceSlotsChanged) -> SlotsChanged:
+        """The index has new slots for a source; returns what the core should know of it."""
+        worker_id = rank_id(change.source.worker_id, change.source.dp_rank)
         device, host, disk = (-1 if slot is None else slot for slot in change.slots)
         if (device, host, disk) == (-1, -1, -1):
-            self._slots.pop(source.worker_id, None)
+            self._slots.pop(worker_id, None)
         else:
-            self._slots[source.worker_id] = device, host, disk
-        return SlotsChanged(source.worker_id, (device, host, disk))
+            self._slots[worker_id] = device, host, disk
+        return SlotsChanged(worker_id, (device, host, disk))
 
     async def locate(self, model: str, route: str, fields: Mapping[str, Any]) -> Located:
         """Tokens and overlap of a request's prompt."""

@@ -43,6 +43,7 @@ from router.prompt_index import Located, PromptIndex
 from router.types import Request, RoutingDecision
 from workers.errors import WorkerError
 from workers.membership import Joined, Left
+from workers.ranks import by_rank
 from workers.types import WorkerState
 
 _log = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ class RouterService:
     is_warm: Callable[[], bool] = lambda: True  # it knows what the fleet has cached, or has waited long enough to
     _live: dict[RequestId, _Live] = field(default_factory=dict)
     _known_fields: dict[str, dict[str, frozenset[str]]] = field(default_factory=dict)  # by route, until a change
+    _ranks: dict[WorkerId, tuple[WorkerId, ...]] = field(default_factory=dict)  # workers of each engine
     _wakeup: asyncio.TimerHandle | None = None
 
     def __post_init__(self) -> None:
@@ -112,27 +114,36 @@ class RouterService:
         return known
 
     def on_membership(self, change: Joined | Left) -> None:
-        """The fleet changed."""
+        """The fleet changed: an engine, and so all of its ranks."""
         match change:
-            case Joined(state):
-                known = self.core.worker(state.spec.id)
-                if known is None or known.phase is not state.phase:
-                    _log.info("worker %s (%s) is %s", state.spec.id, state.spec.role, state.phase)
-                if known is None or known.spec != state.spec:
-                    self._known_fields.clear()
-                self.handle(WorkerChanged(state))
-            case Left(worker_id, reason):
+            case Joined(engine):
+                ranks = by_rank(engine)
+                for state in ranks:
+                    self._on_worker(state)
+                now = {state.spec.id for state in ranks}
+                for worker_id in self._ranks.get(engine.spec.id, ()):
+                    if worker_id not in now:
+                        self.handle(WorkerGone(worker_id, "its engine starts"))
+                self._ranks[engine.spec.id] = tuple(state.spec.id for state in ranks)
+            case Left(engine_id, reason):
                 self._known_fields.clear()
-                _log.warning("worker %s is gone: %s", worker_id, reason)
-                for changed in self.prompts.index.drop_worker(worker_id):
+                _log.warning("worker %s is gone: %s", engine_id, reason)
+                for changed in self.prompts.index.drop_worker(engine_id):
                     self.on_slots_changed(changed)
-                self.handle(WorkerGone(worker_id, reason))
+                for worker_id in self._ranks.pop(engine_id, (engine_id,)):
+                    self.handle(WorkerGone(worker_id, reason))
+
+    def _on_worker(self, state: WorkerState) -> None:
+        known = self.core.worker(state.spec.id)
+        if known is None or known.phase is not state.phase:
+            _log.info("worker %s (%s) is %s", state.spec.id, state.spec.role, state.phase)
+        if known is None or known.spec != state.spec:
+            self._known_fields.clear()
+        self.handle(WorkerChanged(state))
 
     def on_slots_changed(self, change: SourceSlotsChanged) -> None:
         """The prefix index has new slots for a worker."""
-        event = self.prompts.on_slots_changed(change)
-        if event is not None:
-            self.handle(event)
+        self.handle(self.prompts.on_slots_changed(change))
 
     async def serve(self, intake: Intake, sink: ResponseSink, trace: RequestTrace) -> None:
         """Serve one request into `sink`. Raises ApiError where the client gets none of the answer, or only part."""

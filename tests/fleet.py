@@ -47,11 +47,16 @@ class Fleet:
             kv_replay_endpoint=f"tcp://127.0.0.1:{replay}",
         )
         engine = await self.stack.enter_async_context(FakeEngine(settings).serving())
-        stop = asyncio.Event()
-        spec = new_spec(WorkerId(name), role, MODEL)
+        self.engines[name] = engine
+        await self.join(engine.address, role, name)
+        return engine
+
+    async def join(self, address: str, role: Role, name: str) -> None:
+        """Bring a running engine into the fleet as `name`."""
+        stop = self.leaving[name] = asyncio.Event()
         joined = run_joined(
-            engine.address,
-            spec,
+            address,
+            new_spec(WorkerId(name), role, MODEL),
             self.config.engine,
             self.redis_url,
             self.config.redis,
@@ -60,8 +65,6 @@ class Fleet:
             kv_events=self.config.kv_events,
         )
         self.stack.push_async_callback(_end, asyncio.create_task(joined), stop)
-        self.engines[name], self.leaving[name] = engine, stop
-        return engine
 
     async def start_router(self) -> None:
         """Start a router; its address becomes `url`."""
@@ -97,6 +100,19 @@ class Fleet:
         """The router's metrics."""
         async with self.session.get(f"{self.url}/metrics") as response:
             return await response.text()
+
+    async def metric(self, name: str) -> float:
+        """One of the router's metrics, without labels."""
+        lines = [line for line in (await self.metrics()).splitlines() if line.startswith(f"{name} ")]
+        return float(lines[0].split()[-1])
+
+    async def wait_for_metric(self, name: str, at_least: float) -> None:
+        """Wait until it has risen so far."""
+        for _ in range(200):
+            if await self.metric(name) >= at_least:
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"{name} is {await self.metric(name)}, wanted {at_least}")
 
     async def complete(self, prompt: str = "hello there", max_tokens: int = 6, **fields: Any) -> tuple[int, Any]:
         """Status and parsed answer of one completion that is not streamed."""

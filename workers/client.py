@@ -8,6 +8,7 @@ import aiohttp
 
 from kvstore.types import WorkerId
 from workers.errors import WorkerUnreachableError
+from workers.ranks import RANK_HEADER
 from workers.types import WorkerState
 
 _CONNECT_S = 5.0
@@ -70,7 +71,9 @@ class EngineClient:
         self, worker: WorkerState, route: str, body: bytes, headers: Mapping[str, str]
     ) -> AsyncIterator[EngineStream]:
         """POST and hand out the answer as soon as its head is there."""
-        worker_id = worker.spec.id
+        worker_id, rank = worker.spec.id, worker.spec.rank
+        if rank is not None:
+            headers = {**headers, RANK_HEADER: str(rank)}
         try:
             response = await self._session.post(f"{worker.spec.address}{route}", data=body, headers=headers)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

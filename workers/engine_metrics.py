@@ -1,14 +1,14 @@
 """What Headrace reads from an engine's /metrics and /openapi.json. Pure."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from workers.types import WorkerLoad
+from workers.types import NO_LOAD, RankState, WorkerLoad
 
 # Routes of the engine that are passed on where it has them. Everything else (scaling, sleep, LoRA loading, profiling,
 # collective_rpc, ...) is an operator's business and never reachable through Headrace.
@@ -70,34 +70,38 @@ _LINE_STARTS = tuple(name + "{" for name in _READ)
 
 @dataclass(frozen=True, slots=True)
 class EngineMetrics:
-    """One look at an engine's counters, summed over its data-parallel ranks."""
+    """One look at an engine's counters, summed over its data-parallel ranks, and of each if there are several."""
 
     kv_blocks_total: int  # 0 while the engine has not reported its cache
     block_size_tokens: int
     load: WorkerLoad
-    tokens_done: float  # prompt and generated tokens since the start: rises while the engine works
+    tokens_done: tuple[float, ...]  # prompt and generated tokens of each rank since the start: rises while it works
+    ranks: tuple[RankState, ...] = ()  # empty: there is one
 
 
 @dataclass(slots=True)
 class _Samples:
-    """The samples of interest of one page."""
+    """The samples of interest of one data-parallel rank."""
 
-    totals: dict[str, float] = field(default_factory=dict)  # by name, summed over ranks
-    used_share: dict[str, float] = field(default_factory=dict)  # by data-parallel rank, as is `blocks`
-    blocks: dict[str, int] = field(default_factory=dict)
+    totals: dict[str, float] = field(default_factory=dict)  # by name
+    used_share: float = 0.0
+    blocks: int = 0
     block_size_tokens: int = 0
 
     def add(self, sample: Sample) -> None:
         if not math.isfinite(sample.value):
             raise ValueError(f"{sample.name} is {sample.value}")
-        rank = sample.labels.get("engine", "")
         if sample.name == _CACHE_USAGE:
-            self.used_share[rank] = sample.value
+            self.used_share = sample.value
         elif sample.name == _CACHE:
-            self.blocks[rank] = _to_int(sample.labels.get("num_gpu_blocks"))
+            self.blocks = _to_int(sample.labels.get("num_gpu_blocks"))
             self.block_size_tokens = _to_int(sample.labels.get("block_size"))
         elif sample.name != _PROMPT_TOKENS_BY_SOURCE or sample.labels.get("source") == _COMPUTED:
             self.totals[sample.name] = self.totals.get(sample.name, 0.0) + sample.value
+
+    @property
+    def tokens_done(self) -> float:
+        return self.totals.get(_PROMPT_TOKENS, 0.0) + self.totals.get(_GENERATION_TOKENS, 0.0)
 
     def count(self, name: str) -> int:
         return int(self.totals.get(name, 0.0))
@@ -109,20 +113,32 @@ def parse_metrics(text: str) -> EngineMetrics:
     Raises ValueError where the text is not in Prometheus' format or a value is no number.
     """
     wanted = "\n".join(line for line in text.splitlines() if line.startswith(_LINE_STARTS)) + "\n"
-    samples = _Samples()
+    by_rank: dict[str, _Samples] = {}
     for metric in text_string_to_metric_families(wanted):
         for sample in metric.samples:
-            samples.add(sample)
+            by_rank.setdefault(sample.labels.get("engine", ""), _Samples()).add(sample)
+    in_order = [by_rank[name] for name in sorted(by_rank, key=_to_int)]
+    ranks = tuple(RankState(samples.blocks, _load(samples)) for samples in in_order)
     return EngineMetrics(
-        kv_blocks_total=sum(samples.blocks.values()),
-        block_size_tokens=samples.block_size_tokens,
-        load=_load(samples),
-        tokens_done=samples.totals.get(_PROMPT_TOKENS, 0.0) + samples.totals.get(_GENERATION_TOKENS, 0.0),
+        kv_blocks_total=sum(rank.kv_blocks_total for rank in ranks),
+        block_size_tokens=max((samples.block_size_tokens for samples in in_order), default=0),
+        load=_sum(rank.load for rank in ranks),
+        tokens_done=tuple(samples.tokens_done for samples in in_order),
+        ranks=ranks if len(ranks) > 1 else (),
     )
 
 
+def _sum(loads: Iterable[WorkerLoad]) -> WorkerLoad:
+    """Of all ranks. They step beside each other, so that of their steps the mean counts."""
+    columns = list(zip(*(astuple(load) for load in loads), strict=True))
+    if not columns:
+        return NO_LOAD
+    total = WorkerLoad(*(sum(column) for column in columns))
+    return replace(total, engine_steps=total.engine_steps // len(columns[0]))
+
+
 def _load(samples: _Samples) -> WorkerLoad:
-    used = sum(round(share * samples.blocks.get(rank, 0)) for rank, share in samples.used_share.items())
+    used = round(samples.used_share * samples.blocks)
     return WorkerLoad(
         running_seqs=samples.count(_RUNNING),
         waiting_seqs=samples.count(_WAITING),
@@ -130,7 +146,7 @@ def _load(samples: _Samples) -> WorkerLoad:
         kv_tokens_used=used * samples.block_size_tokens,
         itl_sum_s=samples.totals.get(_ITL_SUM, 0.0),
         itl_count=samples.count(_ITL_COUNT),
-        engine_steps=samples.count(_STEPS) // max(1, len(samples.blocks)),
+        engine_steps=samples.count(_STEPS),
         computed_prompt_tokens=samples.count(_PROMPT_TOKENS_BY_SOURCE),
         prefix_query_tokens=samples.count(_PREFIX_QUERIES),
         prefix_hit_tokens=samples.count(_PREFIX_HITS),

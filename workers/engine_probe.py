@@ -7,6 +7,7 @@ import msgspec
 
 from workers.engine_metrics import EngineMetrics, parse_metrics, parse_routes
 from workers.kv_endpoints import KvEndpoints, parse_event_sources
+from workers.ranks import RANK_HEADER
 from workers.settings import EngineSettings
 
 # A wedged engine answers /health with 200 for ever (engine output thread dead), so only tokens prove life.
@@ -34,7 +35,7 @@ class EngineProbe:
         self._session = session
         self._address = address
         self._settings = settings
-        self._tokens_done = -1.0
+        self._tokens_done: tuple[float, ...] = ()
 
     async def is_healthy(self) -> bool:
         """The HTTP server is up (which says nothing about the engine behind it)."""
@@ -68,12 +69,14 @@ class EngineProbe:
             raise EngineNotAnsweringError(f"/metrics of {self._address} is not Prometheus text: {error!r}") from error
 
     async def check_alive(self, model: str, routes: dict[str, tuple[str, ...]]) -> None:
-        """Return if tokens were made since the last call or one is made now; else raise EngineNotAnsweringError."""
-        tokens_done = (await self.metrics()).tokens_done
-        progressed = tokens_done > self._tokens_done >= 0
-        self._tokens_done = tokens_done
-        if not progressed and "/v1/completions" in routes:
-            await self.make_one_token(model)
+        """Return if every rank made tokens since the last call or makes one now; else raise EngineNotAnsweringError."""
+        before, self._tokens_done = self._tokens_done, (await self.metrics()).tokens_done
+        if "/v1/completions" not in routes:
+            return
+        num_ranks = max(1, len(self._tokens_done))
+        for rank in range(num_ranks):
+            if len(before) != num_ranks or self._tokens_done[rank] <= before[rank]:
+                await self.make_one_token(model, rank if num_ranks > 1 else None)
 
     async def kv_event_sources(self) -> dict[int, KvEndpoints]:
         """Where each data-parallel rank publishes KV events; empty where none does, or the engine does not say."""
@@ -82,12 +85,13 @@ class EngineProbe:
         except (EngineNotAnsweringError, ValueError):
             return {}
 
-    async def make_one_token(self, model: str) -> None:
-        """A real request for one token; raises EngineNotAnsweringError."""
+    async def make_one_token(self, model: str, rank: int | None = None) -> None:
+        """A real request for one token, of this rank where there are several; raises EngineNotAnsweringError."""
         try:
             async with self._session.post(
                 f"{self._address}/v1/completions",
                 json={**_PROBE_BODY, "model": model},
+                headers={} if rank is None else {RANK_HEADER: str(rank)},
                 timeout=_timeout(self._settings.probe_timeout_s),
             ) as response:
                 body = await response.read()

@@ -112,7 +112,7 @@ class EngineSupervisor:
             max_model_len_tokens=identity.max_model_len_tokens,
             routes=identity.routes,
         )
-        self._keeper.update(WorkerState(spec, Phase.READY, identity.metrics.load))
+        self._keeper.update(WorkerState(spec, Phase.READY, identity.metrics.load, identity.metrics.ranks))
         self._say(f"engine ready at {spec.address}")
         if self._feeds is not None:
             self._feeds.limit(spec.kv_blocks_total)
@@ -139,7 +139,7 @@ class EngineSupervisor:
                 metrics = await probe.metrics()
             except EngineNotAnsweringError:
                 continue  # the liveness check decides whether that matters
-            self._keeper.update(replace(self._keeper.state, load=metrics.load))
+            self._keeper.update(replace(self._keeper.state, load=metrics.load, ranks=metrics.ranks))
 
     async def _drain(self, probe: EngineProbe) -> None:
         """Tell routers to stop, then give running requests `shutdown_timeout_s` to finish."""

@@ -37,6 +37,7 @@ class WorkerSpec:
     block_size_tokens: int
     max_model_len_tokens: int
     routes: Mapping[str, tuple[str, ...]]  # route -> top-level request fields it knows; empty: not known
+    rank: int | None = None  # of an engine with several data-parallel ranks: which one this worker is
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +63,21 @@ class WorkerLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class RankState:
+    """One data-parallel rank of an engine that has several."""
+
+    kv_blocks_total: int
+    load: WorkerLoad
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerState:
-    """A worker now."""
+    """A worker now. An engine's lease describes all of its ranks; `workers/ranks.py` makes a worker of each."""
 
     spec: WorkerSpec
     phase: Phase
     load: WorkerLoad
+    ranks: tuple[RankState, ...] = ()  # empty: the engine has one
 
 
 NO_LOAD = WorkerLoad(running_seqs=0, waiting_seqs=0, kv_blocks_used=0)

@@ -112,13 +112,13 @@ async def run_joined(
                         identity = await probe.identity()
                         await probe.check_alive(identity.model, identity.routes)
                         checked_at_s = time.monotonic()
-                    load = (await probe.metrics()).load
+                    metrics = await probe.metrics()
                 except EngineNotAnsweringError:
-                    keeper.update(replace(keeper.state, phase=Phase.STARTING, load=NO_LOAD))
+                    keeper.update(WorkerState(keeper.state.spec, Phase.STARTING, NO_LOAD))
                 else:
                     came_back = keeper.state.phase is not Phase.READY
                     current = _joined_spec(keeper.state, address, identity)
-                    keeper.update(WorkerState(current, Phase.READY, load))
+                    keeper.update(WorkerState(current, Phase.READY, metrics.load, metrics.ranks))
                     if feeds is not None and came_back:
                         feeds.limit(current.kv_blocks_total)
                         await feeds.follow(current.epoch, await probe.kv_event_sources())

@@ -104,6 +104,14 @@ def test_status_without_a_cluster_says_so() -> None:
     assert "is Headrace up" in result.stderr
 
 
+def test_a_worker_id_is_no_path() -> None:
+    result = headrace(
+        "worker", "join", "--address", "http://127.0.0.1:9", "--redis", "redis://127.0.0.1:9/0", "--id", "a/1"
+    )
+    assert result.returncode == 2
+    assert "'a/1'" in result.stderr
+
+
 def test_join_without_an_engine_says_so() -> None:
     result = headrace("worker", "join", "--address", "http://127.0.0.1:9", "--redis", "redis://127.0.0.1:9/0")
     assert result.returncode == 1

@@ -23,19 +23,6 @@ def run(folder: Path, test: Callable[[Fleet], Awaitable[None]], **sections: Any)
     asyncio.run(body())
 
 
-async def metric(made: Fleet, name: str) -> float:
-    lines = [line for line in (await made.metrics()).splitlines() if line.startswith(f"{name} ")]
-    return float(lines[0].split()[-1])
-
-
-async def until(made: Fleet, name: str, at_least: float) -> None:
-    for _ in range(200):
-        if await metric(made, name) >= at_least:
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"{name} is {await metric(made, name)}, wanted {at_least}")
-
-
 def holder(made: Fleet, prompt: str) -> str:
     served = [name for name in NAMES for request in made.engines[name].requests if prompt in str(request.body)]
     assert served, "nobody was asked"
@@ -69,7 +56,7 @@ def test_a_shared_prefix_goes_to_the_worker_that_holds_it(tmp_path: Path) -> Non
     async def test(made: Fleet) -> None:
         await start(made)
         await ask_groups(made, range(1))
-        await until(made, "headrace_index_blocks", 4 * 25)
+        await made.wait_for_metric("headrace_index_blocks", 4 * 25)
         cached = await ask_groups(made, range(1, 6))
         assert min(cached) >= 25 * 32, "every further request of a group found its prefix"
         for group in range(4):
@@ -85,10 +72,10 @@ def test_a_router_that_starts_late_knows_what_the_others_know(tmp_path: Path) ->
     async def test(made: Fleet) -> None:
         await start(made)
         await ask_groups(made, range(1))
-        await until(made, "headrace_index_blocks", 4 * 25)
+        await made.wait_for_metric("headrace_index_blocks", 4 * 25)
         await made.start_router()
         await made.wait_for_workers(NAMES)
-        await until(made, "headrace_index_blocks", 4 * 25)
+        await made.wait_for_metric("headrace_index_blocks", 4 * 25)
         assert min(await ask_groups(made, range(1, 3))) >= 25 * 32
 
     run(tmp_path, test)
@@ -105,7 +92,7 @@ def test_streams_report_parity_too_and_the_client_sees_no_usage_it_did_not_ask_f
             assert response.status == 200
             assert ('"usage":{' in text) == asks
             assert text.endswith("data: [DONE]\n\n")
-            await until(made, "headrace_index_blocks", 25)
+            await made.wait_for_metric("headrace_index_blocks", 25)
         assert 'headrace_parity_error{model="fake"} 0.0' in await made.metrics()
 
     run(tmp_path, test)

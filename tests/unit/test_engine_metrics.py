@@ -113,7 +113,7 @@ def test_metrics_of_an_engine() -> None:
         prefix_query_tokens=900,
         prefix_hit_tokens=640,
     )
-    assert metrics.tokens_done == 1_000_274 + 214
+    assert metrics.tokens_done == (1_000_274 + 214,)
 
 
 def test_ranks_of_one_engine_are_summed() -> None:
@@ -139,7 +139,12 @@ def test_ranks_of_one_engine_are_summed() -> None:
     assert load.itl_count == 400
     assert load.itl_sum_s == pytest.approx(10.0)
     assert load.engine_steps == 50  # ranks step beside each other: gaps / steps is the batch of all
-    assert metrics.tokens_done == 1_000_274 + 220
+    assert metrics.tokens_done == (1_000_274 + 214, 6)
+    first, second = metrics.ranks
+    assert (first.kv_blocks_total, second.kv_blocks_total) == (728, 500)
+    assert (first.load.running_seqs, second.load.running_seqs) == (3, 4)
+    assert (first.load.kv_blocks_used, second.load.kv_blocks_used) == (26, 500)
+    assert (first.load.engine_steps, second.load.engine_steps) == (51, 49)
 
 
 @pytest.mark.parametrize("blocks", ["None", "", "-1", "7.5"])
@@ -169,7 +174,7 @@ def test_a_value_that_is_no_number_raises_value_error(value: str) -> None:
 def test_metrics_of_something_else_are_no_load() -> None:
     metrics = parse_metrics('# TYPE up gauge\nup{job="x"} 1.0\n')
     assert metrics == parse_metrics("")
-    assert (metrics.kv_blocks_total, metrics.tokens_done) == (0, 0.0)
+    assert (metrics.kv_blocks_total, metrics.tokens_done) == (0, ())
     assert metrics.load == WorkerLoad(0, 0, 0)
 
 
@@ -188,7 +193,7 @@ def test_the_fake_engine_has_every_series() -> None:
     metrics = parse_metrics(
         render_metrics(settings, counters, Gauges(running_seqs=2, waiting_seqs=1, kv_blocks_used=9))
     )
-    assert metrics.tokens_done == 790
+    assert metrics.tokens_done == (790,)
     assert metrics.load == WorkerLoad(
         running_seqs=2,
         waiting_seqs=1,

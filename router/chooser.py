@@ -77,7 +77,7 @@ class Chooser:
         return Chosen(choice, int(prefill_row), eligible, num_tpot, num_kv, rivals)
 
     def _view(self, request: Request, overlap: Overlap, excluded: Collection[WorkerId], now_s: float) -> View:
-        prefill, decode = self._table.eligible(request.model, request.route)
+        prefill, decode = self._table.eligible(request.model, request.route, request.adapter)
         if not request.can_hand_off or self._hand_off == "never":
             prefill = NO_ROWS
         if excluded:

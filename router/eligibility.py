@@ -3,9 +3,11 @@
 from workers.types import Phase, Role, WorkerState
 
 
-def serves(worker: WorkerState, model: str, route: str) -> bool:
-    """The worker is ready, has the model, and has the route."""
-    return worker.phase is Phase.READY and worker.spec.model == model and route in worker.spec.routes
+def serves(worker: WorkerState, model: str, route: str, adapter: str = "") -> bool:
+    """The worker is ready, has the model, with the adapter if there is one, and has the route."""
+    spec = worker.spec
+    has_model = spec.model == model and (not adapter or adapter in spec.adapters)
+    return worker.phase is Phase.READY and has_model and route in spec.routes
 
 
 def can_decode(worker: WorkerState) -> bool:

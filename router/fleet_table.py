@@ -49,7 +49,7 @@ class FleetTable:
         self._rows: list[_Row | None] = []
         self._row_of: dict[WorkerId, int] = {}
         self._free: list[int] = []
-        self._eligible: dict[tuple[str, str], tuple[Rows, Rows]] = {}
+        self._eligible: dict[tuple[str, str, str], tuple[Rows, Rows]] = {}
         self.num_replicas = 1
         self.is_blind = False  # there are other replicas, and what they promise is not known
         self.has_lower_tiers = False  # some worker keeps blocks in host memory or on disk
@@ -109,26 +109,26 @@ class FleetTable:
         known = (self._rows[self._row_of[worker_id]] for worker_id in sorted(self._row_of))
         return [row.state for row in known if row is not None and row.state is not None]
 
-    def eligible(self, model: str, route: str) -> tuple[Rows, Rows]:
+    def eligible(self, model: str, route: str, adapter: str = "") -> tuple[Rows, Rows]:
         """Rows that may prefill for others, and rows that may answer: ready, of this model and route. By worker id."""
-        found = self._eligible.get((model, route))
+        found = self._eligible.get((model, route, adapter))
         if found is None:
-            serving = [state for state in self.states() if eligibility.serves(state, model, route)]
+            serving = [state for state in self.states() if eligibility.serves(state, model, route, adapter)]
             prefill = [self._row_of[s.spec.id] for s in serving if not eligibility.can_decode(s)]
             decode = [self._row_of[s.spec.id] for s in serving if eligibility.can_decode(s)]
             found = np.array(prefill, dtype=np.intp), np.array(decode, dtype=np.intp)
             if len(self._eligible) > 1000:  # models are asked for by clients: bounded whatever they send
                 self._eligible.clear()
-            self._eligible[model, route] = found
+            self._eligible[model, route, adapter] = found
         return found
 
     def rows_of_model(self, model: str) -> Rows:
         """Ready workers of a model, whatever they are for."""
-        found = self._eligible.get((model, ""))
+        found = self._eligible.get((model, "", ""))
         if found is None:
             ready = [s for s in self.states() if s.phase is Phase.READY and s.spec.model == model]
             rows = np.array([self._row_of[s.spec.id] for s in ready], dtype=np.intp)
-            found = self._eligible[model, ""] = rows, NO_ROWS
+            found = self._eligible[model, "", ""] = rows, NO_ROWS
         return found[0]
 
     def row(self, worker_id: WorkerId) -> int:
@@ -281,11 +281,8 @@ class FleetTable:
     # -- derived columns
 
     def backlog_s(self, rows: Rows, now_s: float) -> Column:
-        """Predicted seconds until each row has computed the prompts promised to it, by all replicas.
-
-        Others decide while we cannot see it: what this router promised since the last exchange is taken to have been
-        promised as often by each of them.
-        """
+        """Predicted seconds until each row has computed the prompts promised to it, by all replicas. What this router
+        promised since the last exchange is taken to have been promised as often by each of the others."""
         own: Column = np.maximum(self.busy_until_s[rows] - now_s, 0.0)
         if self.num_replicas == 1:
             return own

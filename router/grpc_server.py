@@ -144,7 +144,7 @@ class _Inference:
         with self._tracing.request(f"{_SERVICE}/Generate", sink.headers) as trace:
             with trace.step("receive") as span:
                 route, raw_body = to_openai(request)
-                intake = await self._desk.take_in(route, raw_body, sink.headers, self._service.known_fields(route))
+                intake = await self._desk.take_in(route, raw_body, sink.headers, self._service.facts(route))
                 sink.public_id = intake.public_id
                 span.set(request_id=intake.public_id, model=intake.request.model, stream=intake.call.stream)
             await self._service.serve(intake, sink, trace)
@@ -155,7 +155,8 @@ class _Inference:
         for worker in self._service.fleet():
             if eligibility.can_decode(worker):
                 length = worker.spec.max_model_len_tokens
-                lengths[worker.spec.model] = min(length, lengths.get(worker.spec.model, length))
+                for name in (worker.spec.model, *worker.spec.adapters):
+                    lengths[name] = min(length, lengths.get(name, length))
         return {name: pb.Model(name=name, max_model_len_tokens=lengths[name]) for name in sorted(lengths)}
 
 

@@ -84,7 +84,7 @@ class HttpListener:
         with self._tracing.request(f"POST {route}", http.headers) as trace:
             with trace.step("receive") as span:
                 raw_body = await self._read_body(http)
-                intake = await self._desk.take_in(route, raw_body, http.headers, self._service.known_fields(route))
+                intake = await self._desk.take_in(route, raw_body, http.headers, self._service.facts(route))
                 span.set(request_id=intake.public_id, model=intake.request.model, stream=intake.call.stream)
             sink = _HttpSink(http, intake.public_id)
             try:
@@ -147,16 +147,20 @@ class HttpListener:
         return _json_response(model)
 
     def _models(self) -> dict[str, dict[str, object]]:
+        """Cards by name: of models that answer now, and of their adapters."""
+        routable = self._service.routable_models()
         return {
-            worker.spec.model: {
-                "id": worker.spec.model,
+            name: {
+                "id": name,
                 "object": "model",
                 "created": worker.spec.epoch // 1000,
                 "owned_by": "headrace",
+                "parent": worker.spec.model if name != worker.spec.model else None,
                 "max_model_len": worker.spec.max_model_len_tokens,
             }
             for worker in self._service.fleet()
-            if worker.spec.model in self._service.routable_models()
+            if worker.spec.model in routable
+            for name in (worker.spec.model, *worker.spec.adapters)
         }
 
     def _retry_after(self) -> dict[str, str]:

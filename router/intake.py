@@ -33,6 +33,14 @@ class Intake:
 
 
 @dataclass(frozen=True, slots=True)
+class FleetFacts:
+    """What the engines know, as far as it concerns one route."""
+
+    fields: Mapping[str, frozenset[str]]  # by model, request fields that some engine of it knows; none: not known
+    base_of: Mapping[str, str]  # the model of each LoRA adapter
+
+
+@dataclass(frozen=True, slots=True)
 class FrontDesk:
     """Understands requests. Needs nothing of the fleet but what its engines know."""
 
@@ -41,19 +49,16 @@ class FrontDesk:
     prompts: PromptIndex
     digest_key: bytes = b""  # secret: a recording holds digests, and short prompts could be guessed from plain ones
 
-    async def take_in(
-        self, route: str, raw_body: bytes, headers: Mapping[str, str], known_fields: Mapping[str, frozenset[str]]
-    ) -> Intake:
-        """Understand a request; raises ApiError 400. `headers` with lower-case names or case-insensitive.
-
-        `known_fields`: by model, request fields that some engine of it knows on this route; none: not known.
-        """
+    async def take_in(self, route: str, raw_body: bytes, headers: Mapping[str, str], facts: FleetFacts) -> Intake:
+        """Understand a request; raises ApiError 400. `headers` with lower-case names or case-insensitive."""
         body = parse_body(route, raw_body)
+        model = facts.base_of.get(body.model, body.model)
+        adapter = body.model if model != body.model else ""
         if self.settings.unknown_fields == "reject":
-            check_fields(body.fields, known_fields.get(body.model, frozenset()))
+            check_fields(body.fields, facts.fields.get(model, frozenset()))
         has_terms = self.slo.enabled and route in GENERATION_ROUTES
         resolved = resolve(headers, self.slo) if has_terms else _NO_TERMS
-        located = await self.prompts.locate(body.model, route, body.fields)
+        located = await self.prompts.locate(model, route, body.fields, adapter)
         request_id = RequestId(uuid.uuid4().hex)  # never the client's: two clients may send the same
         public_id = usable_request_id(headers.get("x-request-id")) or request_id
         forwarded = {name: headers[name] for name in _FORWARDED_HEADERS if name in headers}
@@ -61,7 +66,8 @@ class FrontDesk:
         return Intake(
             request=Request(
                 id=request_id,
-                model=body.model,
+                model=model,
+                adapter=adapter,
                 route=route,
                 num_prompt_tokens=located.num_tokens or body.num_prompt_tokens,
                 max_output_tokens=body.max_output_tokens,

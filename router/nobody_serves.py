@@ -32,12 +32,15 @@ def nobody_serves(
     if not same_model:
         if not fleet:
             return Reject(request.id, RejectReason.NO_WORKER, "no worker has joined yet", retry_after_s)
-        models = ", ".join(sorted({worker.spec.model for worker in fleet}))
+        models = ", ".join(sorted({name for worker in fleet for name in (worker.spec.model, *worker.spec.adapters)}))
         detail = f"the model {request.model!r} does not exist here; available: {models}"
         return Reject(request.id, RejectReason.UNKNOWN_MODEL, detail, None)
     decoders = [worker for worker in same_model if eligibility.can_decode(worker)]
     if decoders and not any(request.route in worker.spec.routes for worker in decoders):
         detail = f"no worker of model {request.model!r} has the route {request.route}"
         return Reject(request.id, RejectReason.ROUTE_NOT_SERVED, detail, None)
+    if request.adapter and decoders and not any(request.adapter in worker.spec.adapters for worker in decoders):
+        detail = f"no worker of model {request.model!r} has the adapter {request.adapter!r} now"
+        return Reject(request.id, RejectReason.NO_WORKER, detail, retry_after_s)
     phases = ", ".join(f"{worker.spec.id} ({worker.spec.role}) is {worker.phase}" for worker in same_model)
     return Reject(request.id, RejectReason.NO_WORKER, f"no worker can decode now: {phases}", retry_after_s)

@@ -64,14 +64,14 @@ class PromptIndex:
             self._slots[worker_id] = device, host, disk
         return SlotsChanged(worker_id, (device, host, disk))
 
-    async def locate(self, model: str, route: str, fields: Mapping[str, Any]) -> Located:
-        """Tokens and overlap of a request's prompt."""
+    async def locate(self, model: str, route: str, fields: Mapping[str, Any], adapter: str = "") -> Located:
+        """Tokens and overlap of a request's prompt. An adapter changes the KV, not the tokens."""
         prompt = await self.tokenizer.tokenise(model, route, fields)
         if isinstance(prompt, NotTokenised):
             known = prompt.kind is not Kind.UNKNOWN_MODEL
             self.not_tokenised[model if known else "", prompt.kind] += 1  # clients invent names of models
             return NOT_LOCATED
-        root = chain_root(prompt.lora_name, prompt.cache_salt)
+        root = chain_root(adapter or None, prompt.cache_salt)
         chain = chain_blocks(prompt.tokens, self._block_size_tokens, root)
         seen = Overlap(self._block_size_tokens, self.index.match(chain))
         trusted = self.parity.is_trusted(model)

@@ -36,7 +36,7 @@ from router.events import (
     WorkerGone,
 )
 from router.explain_text import span_attributes
-from router.intake import Intake
+from router.intake import FleetFacts, Intake
 from router.interfaces import RequestTrace, ResponseSink
 from router.metrics import RouterMetrics
 from router.prompt_index import Located, PromptIndex
@@ -82,7 +82,7 @@ class RouterService:
     observers: Sequence[Observer] = ()  # besides the history
     is_warm: Callable[[], bool] = lambda: True  # it knows what the fleet has cached, or has waited long enough to
     _live: dict[RequestId, _Live] = field(default_factory=dict)
-    _known_fields: dict[str, dict[str, frozenset[str]]] = field(default_factory=dict)  # by route, until a change
+    _facts: dict[str, FleetFacts] = field(default_factory=dict)  # by route, until the fleet changes
     _ranks: dict[WorkerId, tuple[WorkerId, ...]] = field(default_factory=dict)  # workers of each engine
     _wakeup: asyncio.TimerHandle | None = None
 
@@ -102,15 +102,17 @@ class RouterService:
         """Models for which a request would be served now."""
         return self.core.routable_models()
 
-    def known_fields(self, route: str) -> dict[str, frozenset[str]]:
-        """By model, request fields that some engine of it knows on this route; empty: not known."""
-        known = self._known_fields.get(route)
+    def facts(self, route: str) -> FleetFacts:
+        """What the fleet's engines know of requests on this route."""
+        known = self._facts.get(route)
         if known is None:
-            known = {}
+            fields: dict[str, frozenset[str]] = {}
             for worker in self.core.fleet():
-                fields = frozenset(worker.spec.routes.get(route, ()))
-                known[worker.spec.model] = known.get(worker.spec.model, frozenset()) | fields
-            self._known_fields[route] = known
+                own = frozenset(worker.spec.routes.get(route, ()))
+                fields[worker.spec.model] = fields.get(worker.spec.model, frozenset()) | own
+            # By id, so that of two models with an adapter of one name every replica takes the same.
+            base_of = {name: worker.spec.model for worker in self.core.fleet() for name in worker.spec.adapters}
+            known = self._facts[route] = FleetFacts(fields, {a: m for a, m in base_of.items() if a not in fields})
         return known
 
     def on_membership(self, change: Joined | Left) -> None:
@@ -126,7 +128,7 @@ class RouterService:
                         self.handle(WorkerGone(worker_id, "its engine starts"))
                 self._ranks[engine.spec.id] = tuple(state.spec.id for state in ranks)
             case Left(engine_id, reason):
-                self._known_fields.clear()
+                self._facts.clear()
                 _log.warning("worker %s is gone: %s", engine_id, reason)
                 for changed in self.prompts.index.drop_worker(engine_id):
                     self.on_slots_changed(changed)
@@ -138,7 +140,7 @@ class RouterService:
         if known is None or known.phase is not state.phase:
             _log.info("worker %s (%s) is %s", state.spec.id, state.spec.role, state.phase)
         if known is None or known.spec != state.spec:
-            self._known_fields.clear()
+            self._facts.clear()
         self.handle(WorkerChanged(state))
 
     def on_slots_changed(self, change: SourceSlotsChanged) -> None:

@@ -44,6 +44,7 @@ class Request:
     terms: Terms = UNPROMISED
     terms_implicit: bool = True  # nobody chose them: neither the client nor its key
     session: str = ""  # the client's x-session-id
+    adapter: str = ""  # of the model: the request names it instead
     streamed: bool = True
     tokens_counted: bool = False
     digest: bytes = b""  # of the body: recognises a client that comes back with the same request

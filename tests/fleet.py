@@ -36,12 +36,13 @@ class Fleet:
     url: str = ""
     grpc_target: str = ""
 
-    async def add(self, role: Role, name: str, plan: Plan | None = None) -> FakeEngine:
+    async def add(self, role: Role, name: str, plan: Plan | None = None, adapters: tuple[str, ...] = ()) -> FakeEngine:
         """Start a fake engine and bring it into the fleet as `name`."""
         events, replay = free_ports("127.0.0.1", 2)
         settings = FakeSettings(
             model=MODEL,
             plan=plan or Plan(),
+            adapters=adapters,
             engine_id=f"engine-{name}",
             kv_events_endpoint=f"tcp://127.0.0.1:{events}",
             kv_replay_endpoint=f"tcp://127.0.0.1:{replay}",

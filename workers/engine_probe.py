@@ -1,5 +1,6 @@
 """Questions to one engine over HTTP: is it there, what is it, how loaded is it, does it still make tokens?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import aiohttp
@@ -23,9 +24,20 @@ class EngineIdentity:
     """What an engine says about itself once, after its start."""
 
     model: str
+    adapters: tuple[str, ...]  # of the model, by name
     max_model_len_tokens: int
     routes: dict[str, tuple[str, ...]]
     metrics: EngineMetrics
+
+
+class _ModelCard(msgspec.Struct):
+    id: str
+    max_model_len: int | None = None
+    parent: str | None = None  # of an adapter: its model
+
+
+class _ModelList(msgspec.Struct):
+    data: list[_ModelCard]
 
 
 class EngineProbe:
@@ -47,18 +59,23 @@ class EngineProbe:
 
     async def identity(self) -> EngineIdentity:
         """Model, routes and capacity; raises EngineNotAnsweringError."""
-        raw_models, raw_openapi = await self._get("/v1/models"), await self._get("/openapi.json")
+        models, raw_openapi = await self._models(), await self._get("/openapi.json")
         try:
-            models, openapi = msgspec.json.decode(raw_models), msgspec.json.decode(raw_openapi)
-            model = models["data"][0]
+            openapi = msgspec.json.decode(raw_openapi)
+            model = models[0]
             return EngineIdentity(
-                model=str(model["id"]),
-                max_model_len_tokens=int(model.get("max_model_len") or 0),
+                model=model.id,
+                adapters=_adapters(models),
+                max_model_len_tokens=model.max_model_len or 0,
                 routes=parse_routes(openapi),
                 metrics=await self.metrics(),
             )
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            raise EngineNotAnsweringError(f"{self._address} does not answer like a vLLM server: {error!r}") from error
+            raise self._not_vllm(error) from error
+
+    async def adapters(self) -> tuple[str, ...]:
+        """LoRA adapters that are loaded now, which may change while an engine runs; raises EngineNotAnsweringError."""
+        return _adapters(await self._models())
 
     async def metrics(self) -> EngineMetrics:
         """Counters now; raises EngineNotAnsweringError."""
@@ -100,6 +117,17 @@ class EngineProbe:
         if response.status != 200:
             raise EngineNotAnsweringError(f"a one-token request got {response.status}: {body[:200]!r}")
 
+    async def _models(self) -> list[_ModelCard]:
+        """Cards of the model and then of its adapters."""
+        raw = await self._get("/v1/models")
+        try:
+            return msgspec.json.decode(raw, type=_ModelList).data
+        except msgspec.DecodeError as error:
+            raise self._not_vllm(error) from error
+
+    def _not_vllm(self, error: Exception) -> EngineNotAnsweringError:
+        return EngineNotAnsweringError(f"{self._address} does not answer like a vLLM server: {error!r}")
+
     async def _get(self, path: str) -> bytes:
         try:
             async with self._session.get(
@@ -110,6 +138,10 @@ class EngineProbe:
                 return await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise EngineNotAnsweringError(f"GET {path} of {self._address}: {error!r}") from error
+
+
+def _adapters(models: Sequence[_ModelCard]) -> tuple[str, ...]:
+    return tuple(sorted(card.id for card in models if card.parent is not None))
 
 
 def _timeout(total_s: float) -> aiohttp.ClientTimeout:

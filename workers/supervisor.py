@@ -111,6 +111,7 @@ class EngineSupervisor:
             block_size_tokens=identity.metrics.block_size_tokens,
             max_model_len_tokens=identity.max_model_len_tokens,
             routes=identity.routes,
+            adapters=identity.adapters,
         )
         self._keeper.update(WorkerState(spec, Phase.READY, identity.metrics.load, identity.metrics.ranks))
         self._say(f"engine ready at {spec.address}")
@@ -125,6 +126,7 @@ class EngineSupervisor:
         try:
             while not await _wait_for(stop, self._settings.probe_interval_s, exit_task):
                 await probe.check_alive(spec.model, dict(spec.routes))
+                self._update_adapters(await probe.adapters())
             if not stop.is_set():
                 raise EngineNotAnsweringError(f"exited with status {child.returncode}; its last lines:\n{child.tail()}")
         finally:
@@ -140,6 +142,12 @@ class EngineSupervisor:
             except EngineNotAnsweringError:
                 continue  # the liveness check decides whether that matters
             self._keeper.update(replace(self._keeper.state, load=metrics.load, ranks=metrics.ranks))
+
+    def _update_adapters(self, adapters: tuple[str, ...]) -> None:
+        state = self._keeper.state
+        if adapters != state.spec.adapters:
+            self._say(f"adapters: {', '.join(adapters) or 'none'}")
+            self._keeper.update(replace(state, spec=replace(state.spec, adapters=adapters)))
 
     async def _drain(self, probe: EngineProbe) -> None:
         """Tell routers to stop, then give running requests `shutdown_timeout_s` to finish."""

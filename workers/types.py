@@ -37,6 +37,7 @@ class WorkerSpec:
     block_size_tokens: int
     max_model_len_tokens: int
     routes: Mapping[str, tuple[str, ...]]  # route -> top-level request fields it knows; empty: not known
+    adapters: tuple[str, ...] = ()  # LoRA adapters that it has loaded, by name
     rank: int | None = None  # of an engine with several data-parallel ranks: which one this worker is
 
 

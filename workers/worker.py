@@ -137,6 +137,7 @@ def _joined_spec(known: WorkerState, address: str, identity: EngineIdentity) -> 
         block_size_tokens=identity.metrics.block_size_tokens,
         max_model_len_tokens=identity.max_model_len_tokens,
         routes=identity.routes,
+        adapters=identity.adapters,
     )
 
 

@@ -40,7 +40,6 @@ class PromptTokenizer:
         self._settings = settings
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="tokens")
         self._models: dict[str, ModelTokens] = {}
-        self._loras: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting_chars = 0
 
@@ -53,10 +52,6 @@ class PromptTokenizer:
         """Load the tokenizer in `folder` for requests to `name`; until then they are NotTokenised."""
         self._models[name] = model = ModelTokens(self._settings.cache_bytes)
         self._spawn(self._load(name, model, folder, engine_args))
-
-    def add_lora(self, name: str, base: str) -> None:
-        """Requests to `name` have the prompts of `base`, and KV blocks of their own."""
-        self._loras[name] = base
 
     async def wait_loaded(self) -> None:
         """Wait until nothing is being loaded or checked."""
@@ -75,8 +70,7 @@ class PromptTokenizer:
 
     async def tokenise(self, model: str, route: str, fields: Mapping[str, Any]) -> TokenisedPrompt | NotTokenised:
         """The tokens of a request's prompt. `fields` is its decoded body and is not changed."""
-        lora_name = model if model in self._loras else None
-        tokens = self._models.get(self._loras.get(model, model))
+        tokens = self._models.get(model)
         if tokens is None:
             return NotTokenised(Kind.UNKNOWN_MODEL)
         if tokens.not_ready is not None:
@@ -91,7 +85,7 @@ class PromptTokenizer:
         except Exception as error:  # our own bug must not cost the client its answer
             _log.error("model %s: tokenising failed: %s", model, type(error).__name__)  # its message may quote
             return NotTokenised(Kind.FAILED, type(error).__name__)
-        return TokenisedPrompt(ids, lora_name, salt or None)
+        return TokenisedPrompt(ids, salt or None)
 
     async def _tokens_of(self, name: str, model: ModelTokens, route: str, fields: Mapping[str, Any]) -> "array[int]":
         max_chars = self._settings.max_prompt_chars

@@ -46,7 +46,6 @@ class TokenisedPrompt:
     """The prompt of one request. `tokens` may be shared and is never changed."""
 
     tokens: "array[int]"
-    lora_name: str | None = None
     cache_salt: str | None = None
 
     @property

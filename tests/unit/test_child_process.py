@@ -170,9 +170,7 @@ time.sleep(60)
 """
         async with child(*PYTHON, script) as (process, lines):
             await lines.until("ready")
-            started_at_s = time.monotonic()
-            assert await process.stop() == 5
-            assert time.monotonic() - started_at_s < 5.0
+            assert await process.stop() == 5, "not killed"
             assert lines[-1] == "bye"
 
     run(test)

@@ -61,7 +61,7 @@ class ThreadsSeen(ByteRenderer):
 )
 def test_prompts_of_completions(prompt: object, tokens: list[int]) -> None:
     async def test(prompts: PromptTokenizer) -> None:
-        assert await complete(prompts, prompt, cache_salt="s") == TokenisedPrompt(array("I", tokens), None, "s")
+        assert await complete(prompts, prompt, cache_salt="s") == TokenisedPrompt(array("I", tokens), "s")
 
     run(test)
 
@@ -96,13 +96,6 @@ def test_models_routes_and_salts() -> None:
         salted = await complete(prompts, "hi", cache_salt=5)
         assert salted == NotTokenised(Kind.UNSUPPORTED_FIELD, "cache_salt")
         assert salted.reason == "unsupported_field: cache_salt"
-        prompts.add_lora("adapter", MODEL)
-        adapted = await prompts.tokenise("adapter", CHAT_ROUTE, chat("hi"))
-        plain = await prompts.tokenise(MODEL, CHAT_ROUTE, chat("hi"))
-        assert isinstance(adapted, TokenisedPrompt)
-        assert isinstance(plain, TokenisedPrompt)
-        assert (adapted.lora_name, plain.lora_name) == ("adapter", None)
-        assert adapted.tokens == plain.tokens
 
     run(test)
 

@@ -63,19 +63,26 @@ class EventBatch(msgspec.Struct, array_like=True, omit_defaults=True, frozen=Tru
     data_parallel_rank: int | None = None
 
 
-def chain_hashes(tokens: Sequence[int], block_size: int, salt: str | None) -> list[int]:
+def chain_hashes(tokens: Sequence[int], block_size: int, salt: str | None, lora_name: str | None = None) -> list[int]:
     """Hashes of the full blocks of `tokens`: 64 bits, each over its own tokens and the hash before."""
     hashes: list[int] = []
     for end in range(block_size, len(tokens) + 1, block_size):
-        hashes.append(_hash_block(hashes[-1] if hashes else None, tokens[end - block_size : end], salt))
+        hashes.append(_hash_block(hashes[-1] if hashes else None, tokens[end - block_size : end], salt, lora_name))
     return hashes
 
 
-def _hash_block(parent: int | None, tokens: Sequence[int], salt: str | None) -> int:
-    start = (salt or "").encode(errors="replace") if parent is None else parent.to_bytes(8, "big")
+def _hash_block(parent: int | None, tokens: Sequence[int], salt: str | None, lora_name: str | None) -> int:
+    root = f"{salt or ''}\0{lora_name or ''}".encode(errors="replace")
+    start = root if parent is None else parent.to_bytes(8, "big")
     block_hash = hashlib.blake2b(array("I", tokens).tobytes(), digest_size=8)
     block_hash.update(start)
     return int.from_bytes(block_hash.digest(), "big")
+
+
+def _extra_keys(held: "HeldBlocks", index: int) -> tuple[str, ...] | None:
+    """As vLLM's: the adapter of every block, the salt of the first."""
+    keys = (held.lora_name, held.salt if index == 0 else None)
+    return tuple(key for key in keys if key) or None
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +94,7 @@ class HeldBlocks:
     session_id: str | None
     num_blocks: int
     cached_tokens: int  # of its tokens, how many were found when it came
+    lora_name: str | None = None
     hashes: list[int] = field(default_factory=list)
 
 
@@ -115,12 +123,14 @@ class BlockCache:
         events, self._events = self._events, []
         return events
 
-    def try_hold(self, tokens: Sequence[int], salt: str | None, session_id: str | None = None) -> HeldBlocks | None:
+    def try_hold(
+        self, tokens: Sequence[int], salt: str | None, session_id: str | None = None, lora_name: str | None = None
+    ) -> HeldBlocks | None:
         """Hold blocks for `tokens`, sharing those found; None if there is no room (nothing has changed then).
 
         The last token is always computed, so a prompt of whole blocks never shares its last one.
         """
-        hashes = chain_hashes(tokens[: max(0, len(tokens) - 1)], self._block_size, salt)
+        hashes = chain_hashes(tokens[: max(0, len(tokens) - 1)], self._block_size, salt, lora_name)
         shared = next((index for index, key in enumerate(hashes) if not self._has(key)), len(hashes))
         num_blocks = self._blocks_for(len(tokens))
         revived = sum(key in self._remembered for key in hashes[:shared])
@@ -129,7 +139,8 @@ class BlockCache:
         for key in hashes[:shared]:
             self._hold(key)
         self._take_unfinished(num_blocks - shared)
-        return HeldBlocks(list(tokens), salt, session_id, num_blocks, shared * self._block_size, hashes=hashes[:shared])
+        cached_tokens = shared * self._block_size
+        return HeldBlocks(list(tokens), salt, session_id, num_blocks, cached_tokens, lora_name, hashes[:shared])
 
     def append(self, held: HeldBlocks, token: int) -> None:
         """The sequence has one more token."""
@@ -146,7 +157,7 @@ class BlockCache:
             return
         for index in range(first, last):
             parent = held.hashes[-1] if held.hashes else None
-            key = _hash_block(parent, held.tokens[index * size : (index + 1) * size], held.salt)
+            key = _hash_block(parent, held.tokens[index * size : (index + 1) * size], held.salt, held.lora_name)
             self._unfinished -= 1
             self._hold(key)
             held.hashes.append(key)
@@ -156,10 +167,10 @@ class BlockCache:
                 parent_block_hash=held.hashes[first - 1] if first else None,
                 token_ids=held.tokens[first * size : last * size],
                 block_size=size,
-                lora_id=None,
+                lora_id=None if held.lora_name is None else 1,
                 medium=MEDIUM,
-                lora_name=None,
-                extra_keys=[(held.salt,) if held.salt and index == 0 else None for index in range(first, last)],
+                lora_name=held.lora_name,
+                extra_keys=[_extra_keys(held, index) for index in range(first, last)],
                 group_idx=0,
                 kv_cache_spec_kind=_SPEC_KIND,
                 session_id=held.session_id,

@@ -52,6 +52,7 @@ class FakeHttp:
 
     def __init__(self, settings: FakeSettings, core: FakeCore) -> None:
         self._settings = settings
+        self._models = (settings.model, *settings.adapters)
         self._core = core
         self._created = int(time.time())
         self.seen: deque[SeenRequest] = deque(maxlen=settings.remembered_requests)
@@ -140,13 +141,13 @@ class FakeHttp:
 
     def _tokenize(self, body: dict[str, Any]) -> web.Response:
         tokens = parse_tokenize(body)
-        check_model(body, self._settings.model)
+        check_model(body, self._models)
         strings = [detokenize((token,)) for token in tokens] if body.get("return_token_strs") else None
         counts = {"count": len(tokens), "max_model_len": self._settings.max_model_len_tokens}
         return web.json_response({**counts, "tokens": tokens, "token_strs": strings})
 
     def _detokenize(self, body: dict[str, Any]) -> web.Response:
-        check_model(body, self._settings.model)
+        check_model(body, self._models)
         return web.json_response({"prompt": detokenize(parse_detokenize(body))})
 
     def _give_up_lease(self, body: dict[str, Any]) -> web.Response:
@@ -167,13 +168,14 @@ class FakeHttp:
         parsed = parse_generation(
             decode_object(raw, request.headers.get("Content-Type", "")),
             chat=chat,
-            model=self._settings.model,
+            models=self._models,
             max_model_len=self._settings.max_model_len_tokens,
             session_id=request.headers.get("X-Session-ID"),
         )
         random_id = uuid.uuid4().hex
         request_id = f"{'chatcmpl' if chat else 'cmpl'}-{request.headers.get('X-Request-Id', random_id)}"
-        writer = ReplyWriter(parsed, request_id=request_id, model=self._settings.model, created=int(time.time()))
+        model = parsed.lora_name or self._settings.model
+        writer = ReplyWriter(parsed, request_id=request_id, model=model, created=int(time.time()))
         # Inside the engine ids are unique whatever the client sends.
         engine_request_id = f"{request_id}-{random_id[:8]}"
         if parsed.stream:

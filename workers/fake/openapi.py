@@ -69,7 +69,9 @@ def model_list(settings: FakeSettings, created: int) -> dict[str, Any]:
         "max_model_len": settings.max_model_len_tokens,
         "permission": [],
     }
-    return {"object": "list", "data": [card]}
+    as_adapter = {**card, "parent": settings.model}
+    adapters = [{**as_adapter, "id": name, "root": f"/adapters/{name}"} for name in settings.adapters]
+    return {"object": "list", "data": [card, *adapters]}
 
 
 def kv_event_sources(settings: FakeSettings, *, topic: str, buffer_steps: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Only what a proxy can provoke or must preserve is checked; fields not read here are accepted silently, as vLLM does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ class GenerationRequest:
     num_logprobs: int | None  # candidates to report beside each token; None: no log probabilities
     return_token_ids: bool
     cache_salt: str | None
+    lora_name: str | None
     session_id: str | None
     kv_transfer_params: Mapping[str, Any]
 
@@ -62,20 +63,20 @@ def decode_object(raw: bytes, content_type: str) -> dict[str, Any]:
     return body
 
 
-def check_model(body: Mapping[str, Any], model: str) -> None:
-    """Raise RefusedError 404 for another model than the one served; none means the served one."""
+def check_model(body: Mapping[str, Any], models: Sequence[str]) -> None:
+    """Raise RefusedError 404 for another model than those served; none means the first."""
     asked = body.get("model")
     if asked is not None and not isinstance(asked, str):
         raise _invalid("body.model", "Input should be a valid string")
-    if asked and asked != model:
-        message = f"The model `{asked}` does not exist. Valid aliases: {model}."
+    if asked and asked not in models:
+        message = f"The model `{asked}` does not exist. Valid aliases: {', '.join(models)}."
         raise RefusedError(404, "NotFoundError", message, "model")
 
 
 def parse_generation(
-    body: Mapping[str, Any], *, chat: bool, model: str, max_model_len: int, session_id: str | None
+    body: Mapping[str, Any], *, chat: bool, models: Sequence[str], max_model_len: int, session_id: str | None
 ) -> GenerationRequest:
-    """The request in `body`; raises RefusedError."""
+    """The request in `body`; raises RefusedError. `models`: the model's name, then its adapters'."""
     prompts = _chat_prompts(body) if chat else _completion_prompts(body)
     stream = bool(_read(body, "stream", bool, False))
     options = _read(body, "stream_options", dict, {})
@@ -99,10 +100,11 @@ def parse_generation(
         num_logprobs=_num_logprobs(body, chat),
         return_token_ids=bool(_read(body, "return_token_ids", bool, False)),
         cache_salt=_read(body, "cache_salt", str, None),
+        lora_name=body["model"] if body.get("model") in models[1:] else None,
         session_id=_read(body, "session_id", str, session_id),
         kv_transfer_params=_read(body, "kv_transfer_params", dict, {}),
     )
-    check_model(body, model)
+    check_model(body, models)
     if request.n > 1 and body.get("temperature") == 0:
         raise _bad(f"n must be 1 when using greedy sampling, got {request.n}.", "n")
     for prompt in prompts:

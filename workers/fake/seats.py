@@ -60,7 +60,7 @@ class Seats:
         while self._queue and self.running_seqs < self._max_running_seqs:
             waiter = self._queue[0]
             request = waiter.request
-            held = self._blocks.try_hold(waiter.prompt, request.cache_salt, request.session_id)
+            held = self._blocks.try_hold(waiter.prompt, request.cache_salt, request.session_id, request.lora_name)
             if held is None:
                 return
             self._queue.popleft()

@@ -10,6 +10,7 @@ class FakeSettings:
     """One fake engine. The defaults are those of the demo model's engine on a laptop."""
 
     model: str = "fake"
+    adapters: tuple[str, ...] = ()  # LoRA adapters of the model, by name
     host: str = "127.0.0.1"
     port: int = 0  # 0: any free one
     block_size_tokens: int = 32

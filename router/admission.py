@@ -2,15 +2,17 @@
 
 A promise is given when the model says that all of these hold (seconds from now; all numbers are in the answer):
 
-  first token      max(wait + own time, room in decode)  <=  target / (1 + margin)
+  first token      wait + own time  <=  target / (1 + margin)
   waiting room     wait  <=  fill * (target / (1 + margin) - own time)
   the others       every promise behind it in the queue still starts in time: least slack >= 0
 
-`wait` is the forecast of the best worker where one is open and no promise goes first, else the processor-demand test
-of the queue (`demand.py`). Both count the work set aside for clients that were told to come back. `own time` is from
-being started to the first token on an idle worker. `fill` is below 1 for a class of less than the highest value and for
-a tenant over its share: the room they leave is for those who would else find none. A client that was told to come back,
-and is in time, has its place already: for it the margin is 0, `fill` is 1, and nothing set aside stands in its way.
+`wait` is for two things, and the later one counts: for the work before it, which is the forecast of the best worker
+where one is open and no promise goes first, else the processor-demand test of the queue (`demand.py`); and for room in
+a decode batch once those before it have theirs (`decode_room.py`). Both count what is set aside for clients that were
+told to come back. `own time` is from being started to the first token on an idle worker. `fill` is below 1 for a class
+of less than the highest value and for a tenant over its share: the room they leave is for those who would else find
+none. A client that was told to come back, and is in time, has its place already: for it the margins of TTFT and TPOT
+are 0, `fill` is 1, and nothing set aside stands in its way.
 
 What cannot be promised waits as best effort if its class says so, else it is turned away. A request whose own time
 alone is over its target can never be promised; one that asked for nothing is served without a promise then.
@@ -92,8 +94,7 @@ class Outlook(NamedTuple):
     cost_s: float  # work for the pool, above 0
     own_s: float  # from being started to the first token, with nothing in the way
     idle_tpot_s: float = 0.0  # of a worker that does nothing else
-    tpot_in_s: float = 0.0  # until its target and those of the running requests can be met; inf: not foreseen
-    kv_in_s: float = 0.0  # until its KV blocks fit; inf: not foreseen
+    kv_is_short: bool = False  # where decode batches are full: of KV blocks rather than by a TPOT
     is_open: bool = True  # a worker takes work now
 
 
@@ -106,6 +107,7 @@ class Basis(NamedTuple):
     allowed_wait_s: float  # with the margin and the fill
     least_slack_s: float  # of the promises behind it; inf: none
     num_ahead: int  # promises that go first
+    room_in_s: float = 0.0  # of the wait, until there is room in a decode batch; inf: not foreseen
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,7 @@ def decide(
     refusal = refusal or _queue_full(queue, rules)
     if standing.best_effort_ok:
         return _without_promise(basis, outlook, queue, rules, refusal)
-    return Reject(*refusal, basis, ask_again_in_s=max(0.0, _room_in_s(outlook) - basis.allowed_ttft_s))
+    return Reject(*refusal, basis, ask_again_in_s=max(0.0, basis.room_in_s - basis.allowed_ttft_s))
 
 
 def _forecast(
@@ -181,20 +183,21 @@ def _forecast(
     allowed_s = standing.ttft_s if standing.is_due else standing.ttft_s / (1.0 + rules.margin)
     allowed_wait_s = _fill(standing, rules) * (allowed_s - outlook.own_s)
     if standing.is_due:
-        pool = PoolWork(pool.free_in_s)
+        pool = replace(pool, aside=None)
     newcomer = Newcomer(outlook.cost_s, now_s + standing.ttft_s, now_s + allowed_wait_s)
     probe = queue.probe(newcomer, pool, now_s)
     is_first = outlook.is_open and probe.num_ahead == 0
     wait_s = probe.start_in_s
     if is_first and pool.speed:
-        wait_s = outlook.ttft_s - outlook.own_s + probe.aside_s / pool.speed
+        wait_s = max(outlook.ttft_s - outlook.own_s + probe.aside_s / pool.speed, probe.room_in_s)
     basis = Basis(
-        predicted_ttft_s=max(wait_s + outlook.own_s, _room_in_s(outlook)),
+        predicted_ttft_s=wait_s + outlook.own_s,
         allowed_ttft_s=allowed_s,
         wait_s=wait_s,
         allowed_wait_s=allowed_wait_s,
         least_slack_s=probe.least_slack_s,
         num_ahead=probe.num_ahead,
+        room_in_s=probe.room_in_s,
     )
     return basis, is_first
 
@@ -205,10 +208,6 @@ def _fill(standing: Standing, rules: Rules) -> float:
         return 1.0
     of_class = 1.0 if standing.value >= rules.top_value else rules.lower_value_fill
     return of_class * (rules.over_share_fill if standing.is_over_share else 1.0)
-
-
-def _room_in_s(outlook: Outlook) -> float:
-    return max(outlook.tpot_in_s, outlook.kv_in_s)
 
 
 _Refusal = tuple[Cause, str]
@@ -230,12 +229,11 @@ def _never(standing: Standing, outlook: Outlook, basis: Basis) -> _Refusal | Non
 
 def _not_now(standing: Standing, outlook: Outlook, rules: Rules, basis: Basis) -> _Refusal | None:
     """What load explains."""
-    if _room_in_s(outlook) > basis.allowed_ttft_s:
-        has_kv = outlook.kv_in_s <= outlook.tpot_in_s
-        when = f"is foreseen in {_room_in_s(outlook):.3f} s, allowed are {basis.allowed_ttft_s:.3f} s"
-        if has_kv:
-            return Cause.TPOT_INFEASIBLE, f"room in a decode batch at {standing.tpot_s:g} s a token {when}"
-        return Cause.KV_FULL, f"room for its KV blocks {when}"
+    if basis.room_in_s > basis.allowed_wait_s:
+        when = f"is foreseen in {basis.room_in_s:.3f} s, allowed are {basis.allowed_wait_s:.3f} s"
+        if outlook.kv_is_short:
+            return Cause.KV_FULL, f"room for its KV blocks {when}"
+        return Cause.TPOT_INFEASIBLE, f"room in a decode batch at {standing.tpot_s:g} s a token {when}"
     if basis.wait_s > basis.allowed_wait_s:
         waits = f"it would wait {basis.wait_s:.3f} s, allowed are {basis.allowed_wait_s:.3f} s"
         if standing.is_over_share and basis.wait_s * rules.over_share_fill <= basis.allowed_wait_s:
@@ -254,7 +252,7 @@ def _without_promise(
     basis: Basis, outlook: Outlook, queue: WaitingQueue, rules: Rules, why: tuple[Cause | None, str]
 ) -> Decision:
     """At once where that harms nobody, else behind the promises."""
-    if outlook.is_open and not len(queue) and not _room_in_s(outlook):
+    if outlook.is_open and not len(queue) and not basis.room_in_s:
         return Admit(basis, False, *why)
     if len(queue) < rules.max_queued:
         return Wait(basis, False, *why)

@@ -9,13 +9,14 @@ Invariants
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from kvstore.types import RequestId
 from router import admission
 from router.admission import Admit, Cause, Outlook, Rules, Standing, Wait
 from router.appointments import Appointments, Ask
+from router.decode_room import DecodeRoom
 from router.events import RejectReason
 from router.fairness import TenantShares, TenantUsage
 from router.fleet_table import Column
@@ -36,8 +37,9 @@ class PoolState:
     free_in_s: Column  # for each of them, or of our share: until it has done what all replicas sent to it
     is_open: bool  # the chosen worker takes work now
     idle_tpot_s: float  # of the best worker if it did nothing else
-    tpot_in_s: float  # until promised TPOTs allow one more sequence; inf: not foreseen
-    kv_in_s: float  # until its KV blocks fit
+    has_room: bool  # some decode batch takes it now
+    kv_is_short: bool  # where it does not: for want of KV blocks rather than by a TPOT
+    decode_room: Callable[[], DecodeRoom]  # for requests like it; costs as much as the rest of the forecast
     late_s: float  # by which forecasts are too short, nine times of ten
 
 
@@ -113,15 +115,16 @@ class AdmissionDesk:
             cost_s=cost_s,
             own_s=forecast.ttft_s - forecast.queue_s + pool_state.late_s,
             idle_tpot_s=pool_state.idle_tpot_s,
-            tpot_in_s=pool_state.tpot_in_s,
-            kv_in_s=pool_state.kv_in_s,
+            kv_is_short=pool_state.kv_is_short,
             is_open=pool_state.is_open,
         )
         work = self._pool_work(pool, pool_state)
         standing = self._standing(request, is_due=due_in_s == 0.0, now_s=now_s)
         decision = admission.decide(standing, outlook, pool.queue, work, pool.rules, now_s)
         if isinstance(decision, admission.Reject):
-            return self._refuse(request, decision, outlook, pool, work, due_in_s, now_s)
+            return self._refuse(
+                request, decision, outlook, pool, work, work.decode or pool_state.decode_room(), due_in_s, now_s
+            )
         entry = QueueEntry(
             request_id=request.id,
             tenant=terms.tenant,
@@ -141,6 +144,11 @@ class AdmissionDesk:
         else:
             self._wait(pool, _Waiting(request, entry, charged_at_s))
         return Admitted(isinstance(decision, Admit), decision.is_promised, _why(decision))
+
+    def is_due(self, request: Request, now_s: float) -> bool:
+        """Its client was told to come back, and came in time."""
+        pool = self._pools.get(request.model)
+        return pool is not None and pool.places.due_in_s(request.terms.tenant, request.digest, now_s) == 0.0
 
     def wait(self, request_id: RequestId) -> None:
         """One that was admitted at once finds no open worker after all: it waits here."""
@@ -169,8 +177,10 @@ class AdmissionDesk:
     def expired(self, now_s: float) -> list[Refused]:
         """Take out those that have waited too long. A broken promise may still be worth keeping late."""
         refused = []
-        for pool in self._pools.values():
+        for model, pool in self._pools.items():
             for entry in pool.queue.expire(now_s):
+                if entry.deadline_at_s is not None:
+                    self.began(model, in_time=False)
                 waiting = self._waiting.pop(entry.request_id)
                 self._refund(waiting, now_s)
                 request = waiting.request
@@ -184,7 +194,7 @@ class AdmissionDesk:
         return refused
 
     def began(self, model: str, in_time: bool) -> None:
-        """A promised request's first token has come: in time, or not.
+        """A promised request's first token has come: in time, or not (any more).
 
         The margin follows, so that one promise in fifty is broken whatever it is that forecasts do not know: adaptive
         conformal inference (Gibbs, Candes 2021), with the margin in place of the quantile.
@@ -273,7 +283,12 @@ class AdmissionDesk:
         )
 
     def _pool_work(self, pool: _Pool, state: PoolState) -> PoolWork:
-        return PoolWork(state.free_in_s + pool.others_waiting_s / len(state.free_in_s), pool.places.aside())
+        is_alone = state.has_room and not pool.queue.num_promised and not len(pool.places)
+        return PoolWork(
+            state.free_in_s + pool.others_waiting_s / len(state.free_in_s),
+            pool.places.aside(),
+            None if is_alone else state.decode_room(),
+        )
 
     def _refuse(
         self,
@@ -282,6 +297,7 @@ class AdmissionDesk:
         outlook: Outlook,
         pool: _Pool,
         work: PoolWork,
+        room: DecodeRoom,
         due_in_s: float | None,
         now_s: float,
     ) -> Refused:
@@ -304,11 +320,12 @@ class AdmissionDesk:
             cost_s=outlook.cost_s,
             ttft_s=request.terms.slo.ttft_s,
             wait_s=max(0.0, allowed_s - outlook.own_s),
-            blocked_s=pool.queue.blocked_s(work.speed),
+            blocked_s=max(pool.queue.blocked_s(work.speed), room.blocked_s),
+            ends_per_s=room.speed,
             fraction=self._shares.fraction(tenant, now_s),
             not_before_s=not_before_s,
         )
-        work = replace(work, aside=pool.places.aside())  # without the place that was just given back
+        work = replace(work, aside=pool.places.aside(), decode=room)  # without the place that was just given back
         offer = pool.places.offer(ask, lambda new: pool.queue.probe(new, work, now_s), work.speed, now_s)
         return _refused(request, decision.with_offer(offer))
 

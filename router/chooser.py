@@ -52,6 +52,7 @@ class Chooser:
         now_s: float,
         expected_output_tokens: int,
         keep_promises: bool = True,
+        with_margin: bool = True,
     ) -> Chosen:
         """The policy's pick among eligible workers. `keep_promises`: only where no promised TPOT breaks."""
         view = self._view(request, overlap, excluded, now_s)
@@ -60,7 +61,7 @@ class Chooser:
         num_eligible = len(view.decode_rows)
         num_tpot, num_kv = 0, 0
         if keep_promises and num_eligible:
-            kept = keeps_promises(costs, request.terms.slo.tpot_s)
+            kept = keeps_promises(costs, request.terms.slo.tpot_s, with_margin=with_margin)
             room = has_room(costs, request.num_prompt_tokens + expected_output_tokens)
             possible = kept & room
             if np.count_nonzero(possible) < num_eligible:

@@ -158,12 +158,13 @@ class RouterCore:
         active = self._active[request.id] = LiveRequest(request, overlap, now_s)
         if request.terms == UNPROMISED:
             return self._dispatch_or_give_up(active, now_s)
+        active.is_due = self._desk.is_due(request, now_s)
         chosen = self._choose(active, now_s, keep_promises=True)
         if chosen.num_eligible == 0:
             return [self._give_up(active)]
         forecast = self._forecast(active, chosen, now_s)
         is_open = chosen.choice is not None and not self._is_ahead(chosen)
-        verdict = self._desk.arrived(request, forecast, self._pool_state(request, chosen, is_open), now_s)
+        verdict = self._desk.arrived(request, forecast, self._pool_state(active, chosen, is_open), now_s)
         if isinstance(verdict, Refused):
             return [self._refuse(verdict)]
         active.is_waiting, active.why = True, verdict.why
@@ -307,6 +308,7 @@ class RouterCore:
             now_s=now_s,
             expected_output_tokens=self._outputs.expected(request),
             keep_promises=keep_promises,
+            with_margin=not active.is_due,
         )
 
     def _is_ahead(self, chosen: Chosen) -> bool:
@@ -319,13 +321,14 @@ class RouterCore:
         assert choice is not None, "a policy has to pick among eligible workers"
         return choice.forecast
 
-    def _pool_state(self, request: Request, chosen: Chosen, is_open: bool) -> PoolState:
+    def _pool_state(self, active: LiveRequest, chosen: Chosen, is_open: bool) -> PoolState:
         return look_at_pool(
             self._table,
             chosen,
             is_open=is_open,
-            output_tokens=self._outputs.expected(request),
-            late_s=self._errors.allowance_s(request.model),
+            is_due=active.is_due,
+            output_tokens=self._outputs.expected(active.request),
+            late_s=self._errors.allowance_s(active.request.model),
         )
 
     def _dispatch_or_give_up(self, active: LiveRequest, now_s: float) -> list[Command]:

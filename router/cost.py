@@ -24,6 +24,7 @@ import math
 
 import numpy as np
 
+from router.decode_room import DecodeRoom
 from router.fleet_table import Column
 from router.lazy import lazy
 from router.types import Forecast, Slo
@@ -34,6 +35,8 @@ HOST_FETCH_S_PER_TOKEN = 1.6e-5
 DISK_FETCH_S_PER_TOKEN = 1.1e-4
 # Without any weight on harm, requests pile up on a few workers.
 _RATE, _LEAST_RATE = 0.1, 0.03
+_MOST_SEQS = 1024.0  # that an engine is taken to run at a time
+_LEAST_ADDED_S = 1e-7
 
 
 class PrefillCosts:
@@ -178,7 +181,9 @@ class Costs:
         )
 
 
-def keeps_promises(costs: Costs, tpot_s: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def keeps_promises(
+    costs: Costs, tpot_s: float, *, with_margin: bool = True
+) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Decode rows where one more sequence breaks nobody's TPOT: neither those promised there, nor `tpot_s`, its own.
 
     Stock engines step every running sequence in every iteration, so without speculation the rule is step(B + 1) <= the
@@ -186,10 +191,10 @@ def keeps_promises(costs: Costs, tpot_s: float) -> np.ndarray[tuple[int], np.dty
     sequence and the rule is E >= step / target: AdaServe's budget test (arXiv 2501.12162, Algorithm 1) where, as in
     stock engines, every sequence gets the same draft.
     """
-    side = costs.view.decode
-    kept: np.ndarray[tuple[int], np.dtype[np.bool_]] = costs.decode.tpot_s * side.step_margin <= np.minimum(
-        side.min_tpot_s, tpot_s
-    )
+    side, tpots_s = costs.view.decode, costs.decode.tpot_s
+    if with_margin:
+        tpots_s = tpots_s * side.step_margin
+    kept: np.ndarray[tuple[int], np.dtype[np.bool_]] = tpots_s <= np.minimum(side.min_tpot_s, tpot_s)
     return kept
 
 
@@ -202,3 +207,40 @@ def has_room(costs: Costs, kv_tokens: int) -> np.ndarray[tuple[int], np.dtype[np
     needed = side.kv_tokens + kv_tokens - side.device_tokens
     fits: np.ndarray[tuple[int], np.dtype[np.bool_]] = (needed <= side.kv_total_tokens) | (side.seqs == 0)
     return fits
+
+
+def decode_room(
+    costs: Costs,
+    *,
+    tpot_s: float,
+    kv_tokens: int,
+    output_tokens: int,
+    with_margin: bool = True,
+    num_replicas: int = 1,
+) -> DecodeRoom:
+    """How many such requests the decode rows take, and at what rate more; each replica counts on its part of both.
+
+        by_tpot = 1 + (target / margin - tpot) / added     target: the tightest there and `tpot_s`; tpot: with one more
+        by_kv   = free KV tokens / those that it needs
+        room    = the lesser, rounded down
+        ends    = (seqs + room) * part / (tokens of an answer * tpot with so many)
+                                                           part: what one that ends leaves of what one of these needs
+
+    A row that is too slow now and whose own promises are looser counts for nothing: others may keep it so.
+    """
+    side, tpots_s = costs.view.decode, costs.decode.tpot_s
+    target_s = np.minimum(side.min_tpot_s, tpot_s)
+    if with_margin:
+        target_s = target_s / side.step_margin
+    added_s = np.maximum(costs.decode.added_s / side.tokens_per_step, _LEAST_ADDED_S)
+    by_tpot = 1.0 + (target_s - tpots_s) / added_s
+    needed = np.maximum(kv_tokens - side.device_tokens, 1.0)
+    by_kv = (side.kv_total_tokens - side.kv_tokens) / needed
+    by_kv = np.where(side.seqs == 0.0, np.maximum(by_kv, 1.0), by_kv)  # as in `has_room`
+    room = np.floor(np.minimum(np.minimum(by_tpot, by_kv), _MOST_SEQS - side.seqs))
+    running, more = np.maximum(side.seqs, 1.0), np.maximum(room, 0.0)
+    part = np.where(side.kv_tokens > 0.0, np.minimum(1.0, side.kv_tokens / (running * needed)), 1.0)
+    full_tpots_s = tpots_s + np.maximum(more - 1.0, 0.0) * added_s
+    ends_per_s = (running + more) * part / (output_tokens * full_tpots_s)
+    counts = (by_tpot >= 1.0) | (side.min_tpot_s <= tpot_s)
+    return DecodeRoom(room[counts] / num_replicas, ends_per_s[counts] / num_replicas)

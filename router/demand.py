@@ -6,6 +6,9 @@ the work before it; from there it needs its own time on its worker. A list in or
 holds for every item (Baruah, Rosier, Howell 1990, for items that are all here already; Graham 1969 for more than one
 worker). With one worker it is exact.
 
+An item also needs room in a decode batch, as does each that goes before it (`decode_room.py`). Work and room are looked
+at one by one, and the later one counts.
+
 Invariant
  1. Items are ordered by due time, then by sequence number; the columns are aligned with them.
 """
@@ -19,18 +22,22 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Seconds = npt.NDArray[np.float64]
+from router.decode_room import DecodeRoom
+from router.fleet_table import Column
+
+Seconds = Column
 
 
 @dataclass(frozen=True, slots=True)
 class Aside:
-    """Work set aside for clients that were told to come back.
+    """Work, and room in decode batches, set aside for clients that were told to come back.
 
     It may take no more than `share` of the time that a newcomer has: if none of them comes, the pool does not stand
     idle. What is promised already is protected from all of it.
     """
 
     until: Callable[[Seconds], Seconds]  # instants -> work of those whose time is no later than each
+    num_until: Callable[[Seconds], Column]  # instants -> their number
     share: float
 
 
@@ -40,6 +47,7 @@ class PoolWork:
 
     free_in_s: Seconds
     aside: Aside | None = None
+    decode: DecodeRoom | None = None  # None: there is room for whoever asks
 
     @property
     def speed(self) -> int:
@@ -73,6 +81,7 @@ class Probe(NamedTuple):
     least_slack_s: float  # of what is due after it, once it is in; negative: one is late. inf: nothing is
     num_ahead: int  # due no later than it
     aside_s: float  # work set aside that was counted for it
+    room_in_s: float = 0.0  # of `start_in_s`, until there is room in a decode batch
 
 
 class Demand:
@@ -122,8 +131,14 @@ class Demand:
         if not self._keys:
             return np.zeros(len(instants_s))
         work_s = np.concatenate(([0.0], np.cumsum(np.frombuffer(self._cost_s))))
-        found: Seconds = work_s[np.searchsorted(np.frombuffer(self._due_at_s), instants_s, side="right")]
+        found: Seconds = work_s[self._first_after_each(instants_s)]
         return found
+
+    def num_before_each(self, instants_s: Seconds) -> Column:
+        """Items due no later than each of many instants."""
+        if not self._keys:
+            return np.zeros(len(instants_s))
+        return self._first_after_each(instants_s).astype(np.float64)
 
     def probe(self, newcomer: Newcomer, pool: PoolWork, now_s: float, *, stretch: float, extra_s: float) -> Probe:
         """What becomes of everybody. Work here stands for `stretch` as much, and `extra_s` of it goes before all.
@@ -134,7 +149,7 @@ class Demand:
         at = self.first_after(newcomer.due_at_s)
         if not pool.speed:
             return Probe(float("inf"), float("-inf"), at, 0.0)
-        if not (self._keys or extra_s or pool.aside):
+        if not (self._keys or extra_s or pool.aside or pool.decode):
             soonest_s = pool.free_in_s.item(pool.free_in_s.argmin())
             return Probe(soonest_s, float("inf"), 0, 0.0)  # as it mostly is
         costs = np.frombuffer(self._cost_s) if self._keys else np.zeros(0)
@@ -154,13 +169,34 @@ class Demand:
             aside_s = aside[0] = min(float(aside[0]), pool.aside.share * pool.speed * wait_s)
             before += aside
         starts = pool.starts_in_s(before)
+        room_in_s = 0.0
+        if pool.decode is not None:
+            seqs = _seqs_until(at, latest, pool, now_s, stretch=stretch)
+            rooms_in_s = pool.decode.starts_in_s(seqs)
+            room_in_s = float(rooms_in_s[0])
+            starts = np.maximum(starts, rooms_in_s)
         latest -= now_s
         slack = latest[1:] - starts[1:]
         slack[latest[1:] < 0.0] = np.inf
-        return Probe(float(starts[0]), float(slack.min(initial=np.inf)), at, aside_s)
+        return Probe(float(starts[0]), float(slack.min(initial=np.inf)), at, aside_s, room_in_s)
+
+    def _first_after_each(self, instants_s: Seconds) -> npt.NDArray[np.intp]:
+        return np.searchsorted(np.frombuffer(self._due_at_s), instants_s, side="right")
 
     def validate(self, items: list[tuple[float, float, float]]) -> None:
         """Raise AssertionError unless the columns are (due, cost, own) of `items`, in their order."""
         assert self._keys == sorted(self._keys), "invariant 1: order"
         assert [key[0] for key in self._keys] == list(self._due_at_s), "invariant 1: due times"
         assert items == list(zip(self._due_at_s, self._cost_s, self._own_s, strict=True)), "invariant 1: columns"
+
+
+def _seqs_until(num_ahead: int, latest_s: Seconds, pool: PoolWork, now_s: float, *, stretch: float) -> Column:
+    """Sequences that have found room once a newcomer has, and once each of those behind it has."""
+    assert pool.decode is not None
+    seqs: Column = np.arange(num_ahead, num_ahead + len(latest_s), dtype=np.float64) * stretch + 1.0
+    if pool.aside is not None:
+        aside = pool.aside.num_until(latest_s)
+        wait_s = max(0.0, float(latest_s[0]) - now_s)
+        aside[0] = min(float(aside[0]), pool.aside.share * pool.decode.by(wait_s))
+        seqs += aside
+    return seqs

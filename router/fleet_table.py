@@ -209,13 +209,19 @@ class FleetTable:
         self.busy_until_s[row] = until_s if pending else min(until_s, now_s)
         self._drop_if_unused(row)
 
-    def pending_work(self, worker_id: WorkerId) -> tuple[int, int, float] | None:
-        """(prompts, new tokens, quad) promised there and not over, all of them this router's; None: not known."""
+    def pending_work(self, worker_id: WorkerId, now_s: float) -> tuple[float, float, float] | None:
+        """(prompts, new tokens, quad) promised there and not done by the forecast, all this router's; None: not known.
+
+        Engines compute several prompts at once and tell only when one is over: of them all the same part is left.
+        """
         row = self.row(worker_id)
         items = self._at(row).pending.values()
         if self.remote_seqs[row] > 0 or not all(item.is_observed for item in items):
             return None
-        return len(items), sum(item.work.tokens for item in items), sum(item.work.quad for item in items)
+        work_s = sum(item.work.work_s for item in items)
+        part = min(1.0, max(0.0, self.busy_until_s.item(row) - now_s) / work_s) if work_s else 0.0
+        tokens, quad = sum(item.work.tokens for item in items), sum(item.work.quad for item in items)
+        return part * len(items), part * tokens, part * quad
 
     def hold(self, row: int, work_s: float, now_s: float) -> None:
         """Count work that waits in this router for the worker of a row; take it back with a negative `work_s`."""
@@ -289,13 +295,6 @@ class FleetTable:
         others = np.maximum(self.remote_until_s[rows] - now_s, 0.0)
         total: Column = own + others + self.unshared_s[rows] * (self.num_replicas - 1)
         return total
-
-    def next_end_s(self, rows: Rows, output_tokens: int) -> float:
-        """Predicted seconds until a sequence ends on some row: one of n that are part through their answers."""
-        seqs = np.maximum(self.seqs[rows], 1.0)
-        params = self.params[rows]
-        step_s = params[:, 3] + params[:, 4] * seqs + params[:, 5] * (self.kv_tokens[rows] / 1e3)
-        return float((step_s * output_tokens / seqs).min())
 
     def own_promises(self, worker_id: WorkerId) -> tuple[int, int]:
         """(prefill tokens, sequences) that this router has promised a worker."""

@@ -25,8 +25,8 @@ class AttemptSample:
     """What was known of an attempt when it was dispatched; completed by the events that follow."""
 
     dispatched_at_s: float
-    prompts: int  # this one and those before it; 0: not all of them are known
-    new_tokens: int  # summed over them
+    prompts: float  # this one and what was left of those before it; 0: not all of them are known
+    new_tokens: float  # summed over them
     quad: float
     step_s: float  # predicted
     transfer_tokens: int  # 0: no hand-off
@@ -36,9 +36,9 @@ def attempt_sample(
     table: FleetTable, prefill_on: WorkerId, work: PrefillWork, *, step_s: float, transfer_tokens: int, now_s: float
 ) -> AttemptSample:
     """The sample of an attempt about to be promised to `prefill_on`."""
-    before = table.pending_work(prefill_on)
+    before = table.pending_work(prefill_on, now_s)
     if before is None:
-        return AttemptSample(now_s, 0, 0, 0.0, step_s, transfer_tokens)
+        return AttemptSample(now_s, 0.0, 0.0, 0.0, step_s, transfer_tokens)
     prompts, tokens, quad = before
     return AttemptSample(now_s, prompts + 1, tokens + work.tokens, quad + work.quad, step_s, transfer_tokens)
 
@@ -102,13 +102,20 @@ class Learning:
         self._untaught.clear()
 
     def on_prefill_over(self, worker_id: WorkerId, sample: AttemptSample, now_s: float, *, local: bool) -> None:
-        """A prompt has been computed; `local`: seen by the first token, one decode step later."""
+        """A prompt has been computed; `local`: seen by the first token, one decode step later.
+
+        Where prompts share the steps of others, a short one is seen to take no time at all, or a step more: it has
+        waited for the one under way. So its time is known to half a step only.
+        """
         pupil = self._pupils.get(worker_id)
         if pupil is None or sample.prompts == 0:
             return
-        duration_s = now_s - sample.dispatched_at_s - (sample.step_s if local else 0.0)
-        if duration_s > 0:
-            learned = pupil.latency.observe_prefill(duration_s, sample.prompts, sample.new_tokens, sample.quad, now_s)
+        step_s = sample.step_s if local else 0.0
+        duration_s, unsure_s = now_s - sample.dispatched_at_s - step_s, step_s / 2
+        if duration_s + unsure_s > 0.0:
+            learned = pupil.latency.observe_prefill(
+                duration_s, sample.prompts, sample.new_tokens, sample.quad, now_s, unsure_s=unsure_s
+            )
             self._teach(worker_id, pupil, Kind.PREFILL, learned)
 
     def on_transferred(self, worker_id: WorkerId, sample: AttemptSample, prefilled_at_s: float, now_s: float) -> None:

@@ -1,5 +1,7 @@
 """What the core remembers of a request that has not ended, and of the lengths of answers that have. Pure."""
 
+from bisect import bisect_left, insort
+from collections import deque
 from dataclasses import dataclass, field
 
 from kvstore.types import WorkerId
@@ -8,7 +10,7 @@ from router.types import Overlap, Request
 
 _FIRST_GUESS_TOKENS = 256.0  # before any answer of a model has been seen
 _SMOOTHING = 0.02
-_ERROR_SMOOTHING = 0.05
+_ERROR_WINDOW = 128  # forecasts
 
 
 @dataclass(slots=True)
@@ -21,6 +23,7 @@ class LiveRequest:
     attempt: int = 0  # 0 while it has never been dispatched
     is_waiting: bool = False
     is_promised: bool = False
+    is_due: bool = False  # its client was told to come back, and came in time
     aborted: bool = False  # the live attempt has been told to stop
     excluded: set[WorkerId] = field(default_factory=set)
     sample: AttemptSample | None = None
@@ -30,26 +33,26 @@ class LiveRequest:
 
 
 class ForecastErrors:
-    """By how many seconds TTFT forecasts of a model are too short, nine times of ten: a quantile that follows.
+    """By how many seconds TTFT forecasts of a model are too short: what nine of ten of the last ones were within.
 
-    Each error moves the estimate up by nine parts if it is larger, and down by one part if it is not, so that it rests
-    where nine of ten are below it. A part is a two hundredth of the mean error's size.
+    A window, so that a bad moment is forgotten as fast as it was learned, however small the errors after it.
     """
 
     def __init__(self) -> None:
-        self._short_s: dict[str, tuple[float, float]] = {}  # by model: the quantile, the mean size of errors
+        self._late_s: dict[str, tuple[deque[float], list[float]]] = {}  # by model: oldest first, and sorted
 
     def observe(self, model: str, late_s: float) -> None:
         """A first token came so much later than was forecast when its request was sent to a worker."""
-        quantile_s, size_s = self._short_s.get(model, (0.0, 0.0))
-        size_s += _ERROR_SMOOTHING * (abs(late_s) - size_s)
-        part_s = size_s / 200
-        quantile_s = max(0.0, quantile_s + (9 * part_s if late_s > quantile_s else -part_s))
-        self._short_s[model] = quantile_s, size_s
+        latest, ranked = self._late_s.setdefault(model, (deque(), []))
+        latest.append(late_s)
+        insort(ranked, late_s)
+        if len(latest) > _ERROR_WINDOW:
+            del ranked[bisect_left(ranked, latest.popleft())]
 
     def allowance_s(self, model: str) -> float:
         """What to add to a forecast before it is promised."""
-        return self._short_s.get(model, (0.0, 0.0))[0]
+        _, ranked = self._late_s.get(model, (None, None))
+        return max(0.0, ranked[9 * (len(ranked) - 1) // 10]) if ranked else 0.0
 
 
 class OutputLengths:

@@ -4,22 +4,32 @@ import numpy as np
 
 from router.admission_desk import PoolState
 from router.chooser import Chosen
-from router.cost import least
+from router.cost import decode_room, least
 from router.fleet_table import FleetTable
 
 
-def look_at_pool(table: FleetTable, chosen: Chosen, *, is_open: bool, output_tokens: int, late_s: float) -> PoolState:
+def look_at_pool(
+    table: FleetTable, chosen: Chosen, *, is_open: bool, is_due: bool, output_tokens: int, late_s: float
+) -> PoolState:
     """The pool, of which this router has a share where it does not know what other replicas promise."""
-    view = chosen.eligible.view
+    costs = chosen.eligible
+    view, request = costs.view, costs.view.request
     free_in_s = (view.prefill if len(view.prefill_rows) else view.decode).backlog_s
     if table.is_blind:
         free_in_s = np.sort(free_in_s)[:: table.num_replicas]
-    wait_s = 0.0 if chosen.choice is not None else table.next_end_s(view.decode_rows, output_tokens)
     return PoolState(
         free_in_s=free_in_s,
         is_open=is_open,
-        idle_tpot_s=least(chosen.eligible.decode.idle_tpot_s),
-        tpot_in_s=wait_s if chosen.num_tpot_blocked == chosen.num_eligible else 0.0,
-        kv_in_s=wait_s if chosen.num_kv_blocked == chosen.num_eligible else 0.0,
+        idle_tpot_s=least(costs.decode.idle_tpot_s),
+        has_room=chosen.choice is not None,
+        kv_is_short=chosen.num_kv_blocked > chosen.num_tpot_blocked,
+        decode_room=lambda: decode_room(
+            costs,
+            tpot_s=request.terms.slo.tpot_s,
+            kv_tokens=request.num_prompt_tokens + output_tokens,
+            output_tokens=output_tokens,
+            with_margin=not is_due,
+            num_replicas=table.num_replicas,
+        ),
         late_s=late_s,
     )

@@ -36,14 +36,25 @@ class WorkerLatency:
         return self._prefill.predict_s((1.0, new_tokens / 1e3, new_tokens * context_tokens / 1e6))
 
     def observe_prefill(
-        self, duration_s: float, prompts: int, new_tokens_sum: float, quad_sum: float, now_s: float
+        self,
+        duration_s: float,
+        prompts: float,
+        new_tokens_sum: float,
+        quad_sum: float,
+        now_s: float,
+        *,
+        unsure_s: float = 0.0,
     ) -> bool:
-        """A prompt was computed `duration_s` after its dispatch.
+        """A prompt was computed `duration_s` after its dispatch, give or take `unsure_s`.
 
-        The sums go over it and the `prompts` - 1 before it; `quad_sum` is that of new * context tokens / 10^6. True
-        if it was learned from.
+        The sums go over it and the `prompts` - 1 before it; `quad_sum` is that of new * context tokens / 10^6. Of the
+        times that it may have taken, the one nearest to the prediction is learned. True if it was learned from.
         """
-        return self._prefill.observe((float(prompts), new_tokens_sum / 1e3, quad_sum), duration_s, now_s)
+        features = prompts, new_tokens_sum / 1e3, quad_sum
+        if unsure_s:
+            predicted_s = self._prefill.predict_s(features)
+            duration_s = min(duration_s + unsure_s, max(duration_s - unsure_s, predicted_s))
+        return self._prefill.observe(features, duration_s, now_s)
 
     def predict_step_s(self, running_seqs: float, kv_tokens: float) -> float:
         """Seconds of a decode step without prompts in it."""

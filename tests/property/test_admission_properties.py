@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kvstore.types import RequestId
 from router.admission import Admit, Outlook, Reject, Rules, Standing, Wait, decide
+from router.decode_room import DecodeRoom
 from router.demand import Aside, Seconds
 from router.queue import PoolWork, QueueEntry, WaitingQueue
 from tests.admission_world import Job, World
@@ -35,8 +36,7 @@ outlooks = st.builds(
     own_s=works,
     part=st.sampled_from([0.5, 1.0]),
     idle_tpot_s=st.sampled_from([0.05, 0.2]),
-    tpot_in_s=st.sampled_from([0.0, 0.0, 1.0, inf]),
-    kv_in_s=st.sampled_from([0.0, 0.0, 3.0]),
+    kv_is_short=st.booleans(),
     is_open=st.booleans(),
 )
 
@@ -59,6 +59,7 @@ def first_start_s(free_in_s: list[float], work_s: float) -> float:
     promised=st.lists(st.tuples(works, seconds), max_size=4),
     best_effort=st.lists(works, max_size=2),
     places=st.lists(st.tuples(seconds, works), max_size=4),
+    room=st.lists(st.tuples(st.sampled_from([-2.0, 0.0, 1.0, 3.0]), st.sampled_from([0.5, 2.0])), max_size=3),
 )
 def test_nothing_is_promised_that_the_model_says_breaks_a_promise(
     standing: Standing,
@@ -67,6 +68,7 @@ def test_nothing_is_promised_that_the_model_says_breaks_a_promise(
     promised: list[tuple[float, float]],
     best_effort: list[float],
     places: list[tuple[float, float]],
+    room: list[tuple[float, float]],
 ) -> None:
     queue = WaitingQueue(EVERY)
     for number, (cost_s, due_s) in enumerate(promised):
@@ -80,7 +82,11 @@ def test_nothing_is_promised_that_the_model_says_breaks_a_promise(
     def until(instants_s: Seconds) -> Seconds:
         return np.array([set_aside_s(float(at_s)) for at_s in instants_s])
 
-    pool = PoolWork(np.array(free_in_s), Aside(until, share=0.5))
+    def num_until(instants_s: Seconds) -> Seconds:
+        return np.array([float(sum(NOW_S + at_s <= until_s for at_s, _ in places)) for until_s in instants_s])
+
+    decode = DecodeRoom(*np.array(room).reshape(-1, 2).T)
+    pool = PoolWork(np.array(free_in_s), Aside(until, num_until, share=0.5), decode)
     decision = decide(standing, outlook, queue, pool, RULES, NOW_S)
     if not isinstance(decision, Admit | Wait) or not decision.is_promised:
         return
@@ -94,7 +100,9 @@ def test_nothing_is_promised_that_the_model_says_breaks_a_promise(
     else:
         assert len(queue) < RULES.max_queued
         wait_s = first_start_s(free_in_s, stretch * sum(cost_s for cost_s, _ in ahead))
-    assert max(wait_s + outlook.own_s, outlook.tpot_in_s, outlook.kv_in_s) <= deadline_s + 1e-9
+    assert wait_s + outlook.own_s <= deadline_s + 1e-9
+    by_then = sum(max(0.0, seqs + ends_per_s * (deadline_s - outlook.own_s)) for seqs, ends_per_s in room)
+    assert stretch * len(ahead) + 1 <= by_then + 1e-6, "no room in a decode batch in time"
     if not standing.is_due:  # of those, only the work set aside is their own
         room_s = deadline_s / (1.0 + RULES.margin) - outlook.own_s
         room_s *= RULES.over_share_fill if standing.is_over_share else 1.0

@@ -15,6 +15,7 @@ from router.demand import Newcomer, Probe
 from tests.admission_world import Job, World
 
 SHARE, SPEED, GRACE_S, HORIZON_S, MAX_PLACES = 0.5, 2, 2.0, 12, 6
+ENDS_PER_S = 1.0
 TENANTS = ["a", "b", "c"]
 
 
@@ -35,8 +36,11 @@ class PlacesMachine(RuleBasedStateMachine):
         room_s=st.sampled_from([0.1, 1.0, 5.0]),
         backlog_s=st.sampled_from([0.0, 3.0, 9.0, 40.0]),
         fraction=st.sampled_from([0.25, 1.0]),
+        ends_per_s=st.sampled_from([inf, ENDS_PER_S]),
     )
-    def is_turned_away(self, tenant: str, cost_s: float, room_s: float, backlog_s: float, fraction: float) -> None:
+    def is_turned_away(
+        self, tenant: str, cost_s: float, room_s: float, backlog_s: float, fraction: float, ends_per_s: float
+    ) -> None:
         """Invariants 3 and 4; the time is a whole number of seconds at which the model says it fits."""
         key = str(next(self.keys)).encode()
 
@@ -44,7 +48,10 @@ class PlacesMachine(RuleBasedStateMachine):
             return Probe(backlog_s / SPEED, inf, 0, 0.0)
 
         offer = self.places.offer(
-            Ask(tenant, key, cost_s, cost_s + room_s, room_s, fraction=fraction), probe, SPEED, self.now_s
+            Ask(tenant, key, cost_s, cost_s + room_s, room_s, fraction=fraction, ends_per_s=ends_per_s),
+            probe,
+            SPEED,
+            self.now_s,
         )
         assert 1 <= offer.retry_after_s <= HORIZON_S
         assert offer.at_s == self.now_s + offer.retry_after_s
@@ -89,8 +96,8 @@ class PlacesMachine(RuleBasedStateMachine):
     def no_more_is_planned_than_the_pool_can_do(self) -> None:
         """Invariants 2 and 3: in any span of time at most its share of it."""
         self.places.validate()
-        planned = self.places._timeline.planned_s()
-        assert all(work_s <= SHARE * SPEED * SLOT_S + 1e-6 for work_s in planned.values())
+        for timeline, per_s in zip(self.places._timelines, (SPEED, ENDS_PER_S), strict=True):
+            assert all(amount <= SHARE * per_s * SLOT_S + 1e-6 for amount in timeline.planned().values())
 
     @invariant()
     def what_is_set_aside_is_what_the_places_hold(self) -> None:

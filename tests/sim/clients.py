@@ -25,7 +25,11 @@ class Outcome:
     first_arrived_at_s: float
     arrived_at_s: float = 0.0  # the last time
     tries: int = 0
-    came_back_in_vain: int = 0
+    has_promise: bool = False  # it was let in with its targets, the last time
+    promises_dropped: int = 0  # let in with its targets, then turned away or served without them
+    has_place: bool = False  # it was told that a place is kept, the last time
+    places: int = 0  # times that it came back to one
+    places_kept: int = 0  # and was served with its targets
     reject: RejectReason | None = None
     decision: RoutingDecision | None = None
     cached_tokens: int = 0

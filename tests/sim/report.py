@@ -18,14 +18,14 @@ class ClassReport:
     good: int  # both targets met
     served: int
     promised: int
-    promises_kept: float  # share of the promised
+    promises_kept: float  # share of the promised, those that were dropped before they were served among them
     goodput_per_s: float
     attainment: float
     ttft_s: tuple[float, float, float]  # p50, p90, p99 of the served
     tpot_s: tuple[float, float, float]
     rejected: dict[str, int]  # by reason, for good
-    came_back: int  # at Retry-After
-    truthful: float  # share of these that were not told to come back once more
+    came_back: int  # to a place that was kept
+    truthful: float  # share of these that were then served with their targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +61,21 @@ def _of(outcomes: Sequence[Outcome], duration_s: float) -> ClassReport:
     served = [o for o in outcomes if o.decision is not None and o.reject is None]
     good = sum(o.is_good for o in served)
     promised = [o for o in served if o.decision is not None and o.decision.promised]
-    came_back = sum(o.tries - 1 for o in outcomes)
+    came_back = sum(o.places for o in outcomes)
+    num_promises = len(promised) + sum(o.promises_dropped for o in outcomes)
     return ClassReport(
         asked=len(outcomes),
         good=good,
         served=len(served),
         promised=len(promised),
-        promises_kept=sum(o.is_good for o in promised) / max(1, len(promised)),
+        promises_kept=sum(o.is_good for o in promised) / max(1, num_promises),
         goodput_per_s=good / duration_s,
         attainment=good / max(1, len(outcomes)),
         ttft_s=_percentiles(o.ttft_s for o in served),
         tpot_s=_percentiles(o.tpot_s for o in served),
         rejected=dict(Counter(str(o.reject) for o in outcomes if o.reject is not None)),
         came_back=came_back,
-        truthful=1.0 - sum(o.came_back_in_vain for o in outcomes) / max(1, came_back),
+        truthful=sum(o.places_kept for o in outcomes) / max(1, came_back),
     )
 
 

@@ -17,9 +17,9 @@ from router.events import (
     Dispatch,
     Event,
     FirstToken,
+    Hold,
     PrefillDone,
     Reject,
-    RejectReason,
     ReplicasReported,
     RequestArrived,
     RequestDone,
@@ -114,7 +114,8 @@ class Simulation:
     def _ask(self, outcome: Outcome, now_s: float) -> None:
         turn = outcome.turn
         outcome.tries += 1
-        outcome.arrived_at_s = now_s
+        outcome.places += outcome.has_place
+        outcome.arrived_at_s, outcome.has_promise = now_s, False
         number = next(self._numbers)
         request = Request(
             id=RequestId(f"r{number}"),
@@ -150,8 +151,10 @@ class Simulation:
             match command:
                 case Dispatch(decision):
                     self._dispatch(decision, router, now_s)
-                case Reject(request_id, reason, _, retry_after_s):
-                    self._reject(request_id, reason, retry_after_s, now_s)
+                case Hold(request_id, promised):
+                    self._open[request_id].has_promise = promised
+                case Reject():
+                    self._reject(command, now_s)
                 case Abort():
                     raise AssertionError("no worker leaves a simulation")
         wakes_at_s = router.core.next_wakeup_s(now_s)
@@ -164,15 +167,16 @@ class Simulation:
             router.wakes_at_s = math.inf
             self._tell(router, Woken(), now_s)
 
-    def _reject(self, request_id: RequestId, reason: RejectReason, retry_after_s: float | None, now_s: float) -> None:
-        outcome = self._open[request_id]
-        outcome.reject = reason
-        outcome.came_back_in_vain += outcome.tries > 1
-        if retry_after_s is not None and outcome.tries <= self._clients.come_back:
-            del self._open[request_id]
-            self.at(now_s + math.ceil(retry_after_s), partial(self._ask, outcome))
+    def _reject(self, reject: Reject, now_s: float) -> None:
+        outcome = self._open[reject.request_id]
+        outcome.reject = reject.reason
+        outcome.promises_dropped += outcome.has_promise
+        outcome.has_place = "a place is kept" in reject.detail
+        if reject.retry_after_s is not None and outcome.tries <= self._clients.come_back:
+            del self._open[reject.request_id]
+            self.at(now_s + math.ceil(reject.retry_after_s), partial(self._ask, outcome))
         else:
-            self._over(request_id, now_s, answered=False)
+            self._over(reject.request_id, now_s, answered=False)
 
     def _exchange(self, now_s: float) -> None:
         reports = {router.name: router.core.report(router.name, now_s) for router in self._routers}
@@ -186,6 +190,9 @@ class Simulation:
     def _dispatch(self, decision: RoutingDecision, router: _Router, now_s: float) -> None:
         outcome = self._open[decision.request_id]
         outcome.decision, outcome.reject = decision, None
+        outcome.promises_dropped += outcome.has_promise and not decision.promised
+        outcome.places_kept += outcome.has_place and decision.promised
+        outcome.has_place = False
         prefill_on = self.workers[(decision.prefill or decision.decode).spec.id]
         prefill_on.dispatches.append(now_s)
         if decision.prefill is None:

@@ -8,6 +8,7 @@ import pytest
 from kvstore.types import RequestId
 from router.admission import Admit, Cause, Decision, Outlook, Reject, Rules, Standing, Wait, decide
 from router.appointments import Offer
+from router.decode_room import DecodeRoom
 from router.demand import Aside
 from router.queue import PoolWork, QueueEntry, WaitingQueue
 
@@ -34,11 +35,17 @@ def decided(
     *,
     free_in_s: float = 0.0,
     aside_s: float = 0.0,
+    room: DecodeRoom | None = None,
     rules: Rules = RULES,
 ) -> Decision:
-    aside = Aside(lambda instants_s: np.full(len(instants_s), aside_s), share=0.5) if aside_s else None
-    pool = PoolWork(np.array([free_in_s]), aside)
+    aside = Aside(lambda at_s: np.full(len(at_s), aside_s), lambda at_s: np.ones(len(at_s)), 0.5) if aside_s else None
+    pool = PoolWork(np.array([free_in_s]), aside, room)
     return decide(standing, outlook, queue or waiting(), pool, rules, NOW_S)
+
+
+def room_for_one_in(in_s: float) -> DecodeRoom:
+    """On one worker, where one sequence ends in a second; nowhere, if never."""
+    return DecodeRoom(*([np.zeros(0)] * 2 if in_s == inf else [np.array([1.0 - in_s]), np.array([1.0])]))
 
 
 def refused(decision: Decision) -> Reject:
@@ -153,23 +160,42 @@ def test_who_wants_no_target_gets_no_promise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tpot_in_s", "kv_in_s", "cause", "ask_again_in_s"),
-    [(9.0, 0.0, Cause.TPOT_INFEASIBLE, 1.0), (8.5, 9.0, Cause.KV_FULL, 1.0), (inf, 0.0, Cause.TPOT_INFEASIBLE, inf)],
+    ("room_in_s", "kv_is_short", "cause", "ask_again_in_s"),
+    [
+        (9.0, False, Cause.TPOT_INFEASIBLE, 1.0),
+        (7.1, True, Cause.KV_FULL, 0.0),
+        (inf, False, Cause.TPOT_INFEASIBLE, inf),
+    ],
 )
 def test_room_in_decode_has_to_come_in_time(
-    tpot_in_s: float, kv_in_s: float, cause: Cause, ask_again_in_s: float
+    room_in_s: float, kv_is_short: bool, cause: Cause, ask_again_in_s: float
 ) -> None:
-    full = OPEN._replace(tpot_in_s=tpot_in_s, kv_in_s=kv_in_s)
-    reject = refused(decided(outlook=full))
+    full = BUSY._replace(kv_is_short=kv_is_short)
+    room = room_for_one_in(room_in_s)
+    reject = refused(decided(outlook=full, room=room))
     assert (reject.cause, reject.ask_again_in_s) == (cause, ask_again_in_s)
-    waits = decided(BATCH, full)
+    assert reject.basis is not None and reject.basis.room_in_s == room_in_s
+    waits = decided(BATCH, full, room=room)
     assert isinstance(waits, Wait) and not waits.is_promised, "it would harm those that run"
 
 
 def test_room_in_decode_that_comes_in_time_is_waited_for() -> None:
-    decision = decided(outlook=OPEN._replace(kv_in_s=7.5))
-    assert not isinstance(decision, Reject) and decision.is_promised
+    decision = decided(outlook=BUSY, room=room_for_one_in(6.5))
+    assert isinstance(decision, Wait) and decision.is_promised
     assert decision.basis.predicted_ttft_s == 7.5
+
+
+def test_room_in_decode_is_shared_with_those_ahead_and_those_who_come_back() -> None:
+    one = DecodeRoom(np.array([1.0]), np.array([0.2]))  # and another in 5 s
+    assert isinstance(decided(room=one), Admit)
+    behind = decided(queue=waiting((0.0001, 9.0)), room=one)
+    assert isinstance(behind, Wait) and behind.basis.room_in_s == pytest.approx(5.0, abs=0.02)
+    beside = decided(aside_s=0.0001, room=one)
+    assert isinstance(beside, Admit) and beside.basis.room_in_s == 5.0
+    assert isinstance(decided(CHAT._replace(is_over_share=True), aside_s=0.0001, room=one), Reject)
+    assert isinstance(decided(CHAT._replace(is_over_share=True, is_due=True), aside_s=0.0001, room=one), Admit)
+    late = refused(decided(queue=waiting((0.0001, 12.0), (0.0001, 14.0), (0.0001, 14.5)), room=one))
+    assert "a promise behind it would be late by" in late.detail
 
 
 def test_the_queue_is_bounded() -> None:

@@ -22,8 +22,9 @@ def ask(
     blocked_s: float = 0.0,
     fraction: float = 1.0,
     not_before_s: float = 0.0,
+    ends_per_s: float = inf,
 ) -> Ask:
-    return Ask(tenant, name.encode(), cost_s, ttft_s, ttft_s - cost_s, blocked_s, fraction, not_before_s)
+    return Ask(tenant, name.encode(), cost_s, ttft_s, ttft_s - cost_s, blocked_s, fraction, not_before_s, ends_per_s)
 
 
 def offer(
@@ -59,6 +60,17 @@ def test_a_request_that_needs_more_than_a_share_gets_an_empty_window() -> None:
     big = offer(places, ask("big", cost_s=3.0, ttft_s=4.0))
     assert (big.retry_after_s, big.has_place) == (2, True)
     assert offer(places, ask("next", cost_s=0.5)).retry_after_s == 8  # the other's work is planned until then
+
+
+def test_places_take_their_share_of_the_room_in_decode_batches_too() -> None:
+    places = Appointments(share=0.5)
+    times = [offer(places, ask(str(n), cost_s=0.01, ttft_s=1.01, ends_per_s=2.0)).retry_after_s for n in range(5)]
+    assert times == [1, 2, 3, 4, 5]  # one in a second
+    assert offer(places, ask("elsewhere", "u", cost_s=0.01)).retry_after_s == 1
+    assert places.take("t", b"1") is not None
+    assert offer(places, ask("next", "v", cost_s=0.01, ttft_s=1.01, ends_per_s=2.0)).retry_after_s == 2
+    never = offer(places, ask("never", ends_per_s=0.0))
+    assert (never.retry_after_s, never.has_place) == (120, False)
 
 
 def test_a_promise_that_would_be_late_because_of_it_is_in_the_way() -> None:
@@ -116,6 +128,7 @@ def test_work_set_aside_is_that_of_the_places_until_then() -> None:
     aside = places.aside()
     assert aside is not None and aside.share == 0.5
     assert aside.until(np.array([0.5, 1.0, 3.0, 9.0])).tolist() == [0.0, 1.0, 2.0, 2.0]
+    assert aside.num_until(np.array([0.5, 1.0, 3.0, 9.0])).tolist() == [0.0, 1.0, 2.0, 2.0]
 
 
 def test_invariant_4_places_and_those_of_a_tenant_are_bounded() -> None:
@@ -164,30 +177,30 @@ def test_time_goes_on_and_the_past_is_forgotten() -> None:
         assert offer(places, ask("a"), float(now_s)).retry_after_s == 1
         assert places.take("t", b"a") is not None
         offer(places, ask("stays"), float(now_s))
-    assert len(places._timeline._work_s) < 2000
+    assert len(places._timelines[0]._planned) < 2000
 
 
 def room(timeline: Timeline, first: int, end: int) -> float:
-    found: Callable[[], float] = lambda: float(timeline.room_s(np.array([first]), np.array([end]), 1.0)[0])  # noqa: E731
+    found: Callable[[], float] = lambda: float(timeline.room(np.array([first]), np.array([end]), 1.0)[0])  # noqa: E731
     return found()
 
 
 def test_invariant_2_of_timeline_work_is_planned_where_there_is_room_first() -> None:
     timeline = Timeline()
     first = timeline.plan(10, 2.5, 1.0)
-    assert timeline.planned_s() == {10: 1.0, 11: 1.0, 12: 0.5}
+    assert timeline.planned() == {10: 1.0, 11: 1.0, 12: 0.5}
     second = timeline.plan(11, 1.0, 1.0)
-    assert timeline.planned_s() == {10: 1.0, 11: 1.0, 12: 1.0, 13: 0.5}
+    assert timeline.planned() == {10: 1.0, 11: 1.0, 12: 1.0, 13: 0.5}
     assert room(timeline, 10, 15) == 1.5
     timeline.free(first)
-    assert timeline.planned_s() == {12: 0.5, 13: 0.5}
+    assert timeline.planned() == {12: 0.5, 13: 0.5}
     timeline.forget_before(13)
     timeline.free(second)
-    assert timeline.planned_s() == {}
+    assert timeline.planned() == {}
     timeline.plan(14, 400.0, 1.0)
     timeline.forget_before(300)
     assert room(timeline, 300, 420) == pytest.approx(6.0)
     timeline.forget_before(9000)
-    assert timeline.planned_s() == {}
+    assert timeline.planned() == {}
     with pytest.raises(AssertionError):
         timeline.plan(9000, 0.0, 1.0)

@@ -26,7 +26,7 @@ from router.events import (
 from router.latency import LatencyPrior
 from router.slo_settings import ClassSettings, SloSettings
 from router.types import Request, Terms
-from tests.builders import make_core, make_request, make_terms, make_worker
+from tests.builders import MODEL, make_core, make_request, make_terms, make_worker
 
 # 1,000 tokens take a second; everything else takes next to nothing. So 3.3 s are three requests: promises are given on
 # fifteen parts in sixteen of the time only (router/queue.py).
@@ -148,6 +148,27 @@ def test_who_has_waited_too_long_is_turned_away(core: RouterCore) -> None:
     expired = the_reject(core.handle(Woken(), 3.4))  # the worker is slower than was predicted
     assert (expired.request_id, expired.reason) == ("b", RejectReason.EXPIRED)
     assert core.num_waiting == 0
+
+
+def test_a_promise_that_breaks_while_it_waits_raises_the_margin(core: RouterCore) -> None:
+    arrive(core, "a", 0.0)
+    arrive(core, "b", 0.0)
+    core.handle(Woken(), 3.4)
+    assert core._desk._pools[MODEL].rules.margin == pytest.approx(0.0196)
+
+
+def test_a_request_without_room_in_a_decode_batch_waits_for_a_sequence_to_end() -> None:
+    core = core_with_a_worker()
+    tight = make_terms(ttft_s=3.3, tpot_s=0.00135)  # three sequences
+    for number in range(3):
+        assert dispatched(arrive(core, str(number), 0.1 * number, tokens=1, terms=tight)) == [str(number)]
+        core.handle(FirstToken(RequestId(str(number)), 1), 0.1 * number + 0.001)
+    assert held(arrive(core, "waits", 0.3, tokens=1, terms=tight))
+    soon = make_terms(ttft_s=0.006, tpot_s=0.00135)
+    refused = the_reject(arrive(core, "cannot wait", 0.3, tokens=1, terms=soon))
+    assert refused.reason is RejectReason.TPOT_INFEASIBLE
+    assert dispatched(core.handle(RequestDone(RequestId("0"), 1), 0.4)) == ["waits"]
+    core.validate()
 
 
 def test_a_failed_attempt_is_repeated_before_those_that_wait() -> None:

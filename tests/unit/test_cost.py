@@ -93,6 +93,7 @@ def test_promises_are_kept_when_the_longer_step_stays_within_the_tightest_of_the
     assert keeps_promises(view, step_s - 1e-6).tolist() == [False, False]
     table.step_margin[:] = 1.5
     assert keeps_promises(Costs(make_view(table), 8), 1.0).tolist() == [False, False]
+    assert keeps_promises(Costs(make_view(table), 8), 1.0, with_margin=False).tolist() == [False, True]
 
 
 def test_room_is_for_prompt_and_answer_and_an_idle_worker_always_has_it() -> None:

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from kvstore.types import WorkerId
+from kvstore.types import RequestId, WorkerId
 from router.fleet_table import FleetTable
 from router.latency import LatencyPrior
 from router.learning import Learning, attempt_sample
@@ -44,6 +44,40 @@ def test_the_allowance_is_what_nine_of_ten_forecasts_are_short_by() -> None:
     for _ in range(4000):
         errors.observe("m", rng.uniform(-1.0, 1.0))
     assert errors.allowance_s("m") == pytest.approx(0.8, abs=0.15)
-    for _ in range(4000):
+    for _ in range(128):
         errors.observe("m", -0.5)
     assert errors.allowance_s("m") == 0.0
+
+
+def test_the_allowance_forgets_a_bad_moment_however_small_the_errors_after_it() -> None:
+    errors = ForecastErrors()
+    for late_s in [2.0] * 100 + [0.01] * 128:
+        errors.observe("m", late_s)
+    assert errors.allowance_s("m") == 0.01
+
+
+def learned_c1(*, share_steps: bool) -> float:
+    """Of a worker that computes 10,000 tokens a second, two prompts at a time or each hidden in a step of others."""
+    table = make_table(make_worker("a"))
+    learning = Learning(table, LatencyPrior())
+    learning.on_worker(None, make_worker("a"), 0.0)
+    work = PrefillWork(1000, 0.0, 0.1)
+    for at in range(200):
+        now_s = 10.0 + at
+        if share_steps:
+            alone = attempt_sample(table, A, work, step_s=0.2, transfer_tokens=0, now_s=now_s)
+            learning.on_prefill_over(A, alone, now_s + 0.2001, local=True)
+            continue
+        table.promise_prefill(A, RequestId("first"), work, now_s, is_observed=True)
+        second = attempt_sample(table, A, work, step_s=0.0, transfer_tokens=0, now_s=now_s + 0.08)
+        learning.on_prefill_over(A, second, now_s + 0.2, local=False)
+        table.prefill_over(A, RequestId("first"), now_s + 0.1, done=True)
+    return c1(table, A)
+
+
+def test_of_the_prompts_before_one_only_what_is_left_counts() -> None:
+    assert learned_c1(share_steps=False) == pytest.approx(0.1, rel=0.15)
+
+
+def test_a_prompt_whose_time_is_hidden_in_a_step_is_not_believed_to_take_none() -> None:
+    assert learned_c1(share_steps=True) > 0.05

@@ -201,7 +201,7 @@ def test_a_newcomer_starts_when_the_first_worker_is_free() -> None:
 
 
 def test_work_set_aside_counts_in_part_for_a_newcomer_and_in_full_for_those_that_were_promised() -> None:
-    aside = Aside(lambda instants_s: np.full(len(instants_s), 6.0), share=0.5)
+    aside = Aside(lambda at_s: np.full(len(at_s), 6.0), lambda at_s: np.full(len(at_s), 2.0), share=0.5)
     queue = queue_of(entry("a", 20.0), every=1000)
     probe = queue.probe(Newcomer(1.0, 9.0, 8.0), pool(0.0, aside=aside), 0.0)
     assert (probe.start_in_s, probe.aside_s, probe.num_ahead) == (4.0, 4.0, 0)
@@ -228,4 +228,5 @@ def test_invariant_1_of_demand_refuses_what_is_not_there() -> None:
     with pytest.raises(AssertionError, match="invariant 1"):
         demand.discard(2.0, 2)
     assert demand.before_each(np.array([0.0, 1.0, 2.0])).tolist() == [0.0, 1.0, 2.0]
-    assert Demand().before_each(np.array([1.0])).tolist() == [0.0]
+    assert demand.num_before_each(np.array([0.0, 1.0, 2.0])).tolist() == [0.0, 1.0, 2.0]
+    assert Demand().before_each(np.array([1.0])).tolist() == Demand().num_before_each(np.array([1.0])).tolist() == [0.0]

@@ -12,6 +12,7 @@ import pytest
 from kvstore.types import RequestId
 from router.baselines import BASELINES
 from router.policy import LeastCost
+from tests.builders import make_terms
 from tests.sim.block_cache import BlockCache
 from tests.sim.clients import Clients, Outcome
 from tests.sim.engine import Engine, Job
@@ -191,6 +192,23 @@ def test_the_report_counts_each_class() -> None:
     assert said.imbalance >= 1.0
     assert said.total.rejected == {}
     assert not math.isnan(said.total.ttft_s[2])
+
+
+def test_twice_the_load_keeps_promises_and_places_and_starves_no_class() -> None:
+    """Prompts and answers share steps, answers differ in length, prompts are found in caches or not."""
+    classes = [
+        (make_terms(class_name="interactive", ttft_s=0.5, tpot_s=0.04, value=4.0, deadline_s=30.0), 0.3),
+        (make_terms(class_name="chat", ttft_s=2.0, tpot_s=0.06, value=2.0), 0.5),
+        (make_terms(class_name="batch", ttft_s=20.0, tpot_s=0.2, deadline_s=120.0, best_effort_ok=True), 0.2),
+    ]
+    shape = Shape(105.0, 20.0, prompt=Lengths(600), num_systems=50, system=Lengths(3000, 0.4), classes=classes)
+    simulation = Simulation(LeastCost, Fleet(mixed=4), clients=Clients(admission=True, come_back=3))
+    simulation.run(generate(shape, 1))
+    said = report(simulation, from_s=8.0)
+    assert said.total.promised > 500 and said.total.came_back > 100
+    assert said.total.promises_kept >= 0.97
+    assert said.total.truthful >= 0.9
+    assert all(found.goodput_per_s > 8.0 for found in said.classes.values())
 
 
 def test_nobody_is_asked_for_terms_where_admission_is_off() -> None:

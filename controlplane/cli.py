@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from controlplane import explain_cli
+from controlplane import experts_cli, explain_cli
 from controlplane.config import Config, ConfigError, dump_config, load_config
 from controlplane.fleet_status import FleetStatus
 from kvstore.errors import KvStoreError
@@ -28,6 +28,7 @@ config_app = typer.Typer(no_args_is_help=True, help="Check and show configuratio
 worker_app = typer.Typer(no_args_is_help=True, help="Workers that run outside Ray.")
 app.add_typer(config_app, name="config")
 app.add_typer(worker_app, name="worker")
+app.add_typer(experts_cli.app, name="experts")
 
 _WORKER_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # no slash: it names a rank (workers/ranks.py)
 

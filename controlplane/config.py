@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from controlplane.placement.settings import ExpertSettings
 from kvstore.redis_url import without_password
 from kvstore.settings import BoardSettings, IndexSettings, RedisSettings
 from router.settings import ListenSettings, RouterSettings
@@ -70,6 +71,7 @@ class Config(BaseModel):
     index: IndexSettings = IndexSettings()
     kv_events: KvEventSettings = KvEventSettings()
     board: BoardSettings = BoardSettings()
+    experts: ExpertSettings = ExpertSettings()
     admin: ListenSettings = ListenSettings(port=8002)
     redis: RedisSettings = RedisSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

@@ -11,17 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import ray
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
+from controlplane.admin import AdminApi
 from controlplane.app import RouterPlan, run_router, worker_plan
 from controlplane.config import Config
-from controlplane.fleet_status import read_fleet
-from kvstore.errors import RedisUnavailableError
-from kvstore.leases import LeaseStore
 from router.deployment import build_router
 from workers.deployment import build_pool
 from workers.types import Role
@@ -34,24 +31,17 @@ class ControlPlaneReplica:
 
     async def __init__(self, config: Config, redis_url: str, *children: Any) -> None:  # type: ignore[misc]
         self._children = children  # handles: held so that Serve deploys them
-        self._store = LeaseStore(redis_url, config.redis.namespace, config.redis)
+        self._api = AdminApi(config, redis_url)
+        self._api.start()
 
     async def __call__(self, request: Request) -> Response:
-        """GET /status, GET /healthz."""
-        match request.method, request.url.path:
-            case "GET", "/healthz":
-                return _json({"status": "ok"})
-            case "GET", "/status":
-                try:
-                    return _json(await read_fleet(self._store))
-                except RedisUnavailableError as error:
-                    return _json({"error": {"message": str(error), "code": "redis_unavailable"}}, status=503)
-        message = f"there is no {request.method} {request.url.path} here; the admin API has GET /status and /healthz"
-        return _json({"error": {"message": message, "code": "unknown_route"}}, status=404)
+        """See AdminApi."""
+        answer = await self._api.answer(request.method, request.url.path, await request.body())
+        return Response(answer.body, status_code=answer.status, media_type="application/json")
 
-
-def _json(value: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status_code=status, media_type="application/json")
+    async def __del__(self) -> None:
+        """Serve awaits this on shutdown."""
+        await self._api.close()
 
 
 def build_application(config: Config, redis_url: str, log_dir: Path) -> Any:

@@ -29,6 +29,7 @@ from kvstore.leases import LeaseStore, open_leases
 from kvstore.redis_url import without_password
 from workers.child_process import ChildProcess, inherited_env
 from workers.demo_model import is_converted
+from workers.worker import experts_problem
 
 _T = TypeVar("_T")
 _MAX_FAILED_STARTS = 3
@@ -71,6 +72,11 @@ def check_machine(config: Config) -> None:
             problems.append(f"model.path: there is no folder {model}")
         elif not (model / "config.json").is_file():
             problems.append(f"model.path: {model} holds no checkpoint: it has no config.json")
+        elif config.engine.experts is not None:
+            problem = experts_problem(config.engine.experts, model)
+            problems += [problem] if problem is not None else []
+    elif config.engine.experts is not None:
+        problems.append("engine.experts: the demo model has no experts; name one that has with model.path")
     if importlib.util.find_spec("vllm") is None:
         problems.append(f"vLLM is not installed: pip install 'headrace[{config.engine.device}]'")
     if problems:

@@ -42,7 +42,7 @@ def build_pool(plan: WorkerPlan, num_replicas: int) -> Any:
         WorkerReplica,
         name=_CLASSES[plan.role],
         num_replicas=num_replicas,
-        ray_actor_options={"num_cpus": engine.num_cpus, "num_gpus": engine.num_gpus},
+        ray_actor_options={"num_cpus": engine.num_cpus, "num_gpus": engine.reserved_gpus},
         graceful_shutdown_timeout_s=2 * engine.shutdown_timeout_s + 15.0,
         health_check_period_s=5.0,
     )

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 _CHOSEN = "Headrace chooses it for each engine"
 _AUTH = "routers send engines no credentials"
 _PLAIN_HTTP = "routers reach engines over HTTP"
+_PLACED = "it is part of engine.experts"
 
 # Argument -> why it is reserved.
 RESERVED_ARGS: Mapping[str, str] = {
@@ -32,10 +33,26 @@ RESERVED_ARGS: Mapping[str, str] = {
     "--shutdown-timeout": "the supervisor drains the engine before it stops it (engine.shutdown_timeout_s)",
     "--kv-transfer-config": _CHOSEN,
     "--kv-events-config": _CHOSEN,
+    "--enable-expert-parallel": _PLACED,
+    "--enable-eplb": _PLACED,
+    "--eplb-config": _PLACED,
     "--enable-prompt-tokens-details": "Headrace always sets it, to check its cache forecasts",
     "--enable-scale-out": "its routes have no authentication",
     "--disable-log-stats": "routers read the engine's load from /metrics",
     "--disable-fastapi-docs": "routers read the engine's routes from /openapi.json",
+}
+# The same, where engine.experts is set. A dense engine may be tensor-parallel as its owner likes.
+RESERVED_EXPERT_ARGS: Mapping[str, str] = {
+    "--tensor-parallel-size": "it is engine.experts.tensor_parallel",
+    "-tp": "it is engine.experts.tensor_parallel",
+    "--data-parallel-size": "it is engine.experts.data_parallel",
+    "-dp": "it is engine.experts.data_parallel",
+    "-ep": _PLACED,
+    "--pipeline-parallel-size": "experts are placed within one pipeline stage",
+    "-pp": "experts are placed within one pipeline stage",
+    "--enable-elastic-ep": "the number of ranks is that of engine.experts",
+    "--worker-extension-cls": "Headrace's own counts tokens and places experts",
+    "--speculative-config": "a draft model's experts are not placed",
 }
 # Environment variable -> why it is reserved.
 RESERVED_ENV: Mapping[str, str] = {
@@ -55,6 +72,15 @@ def check_extra_args(args: Iterable[str]) -> None:
             continue
         for reserved, reason in RESERVED_ARGS.items():
             if _means(arg, reserved):
+                raise ValueError(f"the argument {_key(arg)} is reserved ({reserved}): {reason}")
+
+
+def check_expert_args(args: Iterable[str]) -> None:
+    """The same for an engine whose experts are placed."""
+    for arg in args:
+        for reserved, reason in RESERVED_EXPERT_ARGS.items():
+            is_it = _means(arg, reserved) if arg.startswith("--") else _key(arg) == reserved
+            if is_it:
                 raise ValueError(f"the argument {_key(arg)} is reserved ({reserved}): {reason}")
 
 

@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from workers.settings import EngineSettings
+from workers.expert_placement import EXPERTS_ENV
+from workers.settings import EngineSettings, ExpertParallelSettings
 from workers.types import Role
 
 # What a child may see of its parent's environment: enough to find programs, libraries, devices and a home.
@@ -19,12 +20,15 @@ KV_TOPIC = "kv"  # of the engine's KV events
 # Not 0: then the API server hangs with its connections. The supervisor has drained the engine before it stops it.
 _ENGINE_SHUTDOWN_S = "1"
 
+# Forward passes until vLLM rebalances on its own account: never.
+_NEVER_STEPS = 2**31 - 1
+
 _KV_ROLE = {Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer", Role.MIXED: "kv_both"}
 
 
 @dataclass(frozen=True, slots=True)
 class EnginePorts:
-    """Ports of one engine, all on `EngineSettings.host`."""
+    """Ports of one engine, all on `EngineSettings.host`. Data-parallel rank r takes each but `http` plus r."""
 
     http: int
     nixl_side_channel: int
@@ -69,9 +73,33 @@ def build_engine_command(
         argv += ["--max-model-len", str(settings.max_model_len_tokens)]
     if settings.device == "cpu":
         argv += ["--enforce-eager"]
+    if settings.experts is not None:
+        argv += _experts(settings.experts, settings.device)
     if otlp_endpoint is not None:
         argv += ["--otlp-traces-endpoint", otlp_endpoint]
     return EngineCommand((*argv, *settings.extra_args), _env(settings, ports, parent_env))
+
+
+def _experts(experts: ExpertParallelSettings, device: str) -> list[str]:
+    eplb: dict[str, object] = {
+        "num_redundant_experts": experts.redundant_experts,
+        "step_interval": _NEVER_STEPS,
+        # workers/expert_rank.py counts; this window, [window_size, layers, slots], is only allocated.
+        "window_size": 1,
+        # A placement is in force when it is answered, and on all ranks at once.
+        "use_async": False,
+    }
+    if device == "cpu":
+        eplb["communicator"] = "torch_gloo"  # vLLM would take NIXL, for GPUs
+    return [
+        "--tensor-parallel-size", str(experts.tensor_parallel),
+        "--data-parallel-size", str(experts.data_parallel),
+        "--enable-expert-parallel",
+        "--enable-eplb",
+        "--eplb-config", json.dumps(eplb),
+        "--worker-extension-cls", "workers.expert_rank.ExpertRank",
+        "--middleware", "workers.expert_endpoint.ExpertEndpoint",
+    ]  # fmt: skip
 
 
 def _kv_transfer(settings: EngineSettings, role: Role) -> dict[str, object]:
@@ -114,4 +142,6 @@ def _env(settings: EngineSettings, ports: EnginePorts, parent_env: Mapping[str, 
             "OMP_NUM_THREADS": str(settings.threads),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
+    if settings.experts is not None:
+        env[EXPERTS_ENV] = "1"
     return env | settings.env

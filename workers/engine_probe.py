@@ -7,12 +7,15 @@ import aiohttp
 import msgspec
 
 from workers.engine_metrics import EngineMetrics, parse_metrics, parse_routes
+from workers.expert_placement import EXPERTS_PATH, ExpertReport
 from workers.kv_endpoints import KvEndpoints, parse_event_sources
 from workers.ranks import RANK_HEADER
 from workers.settings import EngineSettings
 
 # A wedged engine answers /health with 200 for ever (engine output thread dead), so only tokens prove life.
-_PROBE_BODY = {"prompt": "a", "max_tokens": 1, "temperature": 0}
+_PROBE_BODY = {"max_tokens": 1, "temperature": 0}
+# Enough different tokens to visit most experts of a layer.
+_EXPERTS_PROMPT = "It was the best of times, it was the worst of times, 0 1 2 3 4 5 6 7 8 9, a b c d e f g h i j k l m."
 
 
 class EngineNotAnsweringError(Exception):
@@ -102,12 +105,31 @@ class EngineProbe:
         except (EngineNotAnsweringError, ValueError):
             return {}
 
-    async def make_one_token(self, model: str, rank: int | None = None) -> None:
+    async def check_experts(self, model: str, data_parallel: int) -> None:
+        """Each data-parallel rank makes a token and the engine counts it; raises EngineNotAnsweringError.
+
+        What is missing for expert parallelism shows at the first request only: the server is up and healthy before.
+        """
+        before = _tokens(await self._experts())
+        for rank in range(data_parallel):
+            # Without data parallelism vLLM refuses the header.
+            await self.make_one_token(model, rank if data_parallel > 1 else None, prompt=_EXPERTS_PROMPT)
+        if _tokens(await self._experts()) == before:
+            raise EngineNotAnsweringError("its experts made a token and did not count it")
+
+    async def _experts(self) -> ExpertReport:
+        raw = await self._get(EXPERTS_PATH)
+        try:
+            return msgspec.json.decode(raw, type=ExpertReport)
+        except msgspec.DecodeError as error:
+            raise EngineNotAnsweringError(f"{EXPERTS_PATH} of {self._address}: {error}") from error
+
+    async def make_one_token(self, model: str, rank: int | None = None, *, prompt: str = "a") -> None:
         """A real request for one token, of this rank where there are several; raises EngineNotAnsweringError."""
         try:
             async with self._session.post(
                 f"{self._address}/v1/completions",
-                json={**_PROBE_BODY, "model": model},
+                json={**_PROBE_BODY, "model": model, "prompt": prompt},
                 headers={} if rank is None else {RANK_HEADER: str(rank)},
                 timeout=_timeout(self._settings.probe_timeout_s),
             ) as response:
@@ -142,6 +164,10 @@ class EngineProbe:
 
 def _adapters(models: Sequence[_ModelCard]) -> tuple[str, ...]:
     return tuple(sorted(card.id for card in models if card.parent is not None))
+
+
+def _tokens(report: ExpertReport) -> int:
+    return sum(map(sum, report.expert_tokens))
 
 
 def _timeout(total_s: float) -> aiohttp.ClientTimeout:

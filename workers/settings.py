@@ -1,15 +1,40 @@
 """The `engine` and `kv_events` sections of the configuration."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from workers.engine_args import check_env, check_extra_args
+from workers.engine_args import check_env, check_expert_args, check_extra_args
 
 # vLLM's CPU backend starts with other KV dtypes and then corrupts its output, so nothing else is let through.
 # The CUDA backend supports more; each is added here once it has been seen to work.
 KvCacheDtype = Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+class ExpertParallelSettings(BaseModel):
+    """The experts of a mixture-of-experts model are divided over the ranks (processes) of one engine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tensor_parallel: int = Field(1, ge=1, le=1024, description="ranks that compute each token together")
+    data_parallel: int = Field(1, ge=1, le=1024, description="ranks, or groups of them, with sequences of their own")
+    redundant_experts: int = Field(
+        0, ge=0, le=1023, description="expert slots beyond one for each expert; in all they divide over the ranks"
+    )
+
+    @property
+    def ranks(self) -> int:
+        """Processes that hold experts."""
+        return self.tensor_parallel * self.data_parallel
+
+    @model_validator(mode="after")
+    def _has_ranks(self) -> Self:
+        if self.ranks < 2:
+            raise ValueError(
+                "tensor_parallel x data_parallel is 1: one of them has to be at least 2, or there is nothing to place"
+            )
+        return self
 
 
 class EngineSettings(BaseModel):
@@ -25,7 +50,7 @@ class EngineSettings(BaseModel):
         1 << 30,
         ge=1 << 30,
         multiple_of=1 << 30,  # VLLM_CPU_KVCACHE_SPACE is a whole number of GiB
-        description="KV memory of one engine (device: cpu), in whole GiB",
+        description="KV memory of one engine, or of each of its ranks (device: cpu), in whole GiB",
     )
     block_size_tokens: int = Field(32, description="tokens in a KV block", ge=8, le=256, multiple_of=8)
     max_model_len_tokens: int | None = Field(None, ge=16, description="longest context; none: the model's own")
@@ -36,12 +61,24 @@ class EngineSettings(BaseModel):
     probe_timeout_s: float = Field(60.0, ge=0.5, description="an engine that takes longer is wedged: restarted")
     shutdown_timeout_s: float = Field(10.0, ge=0.0, description="in-flight requests may finish for this long")
     max_backoff_s: float = Field(60.0, ge=0.1, description="longest pause between two starts of a failing engine")
+    experts: ExpertParallelSettings | None = Field(
+        None, description="divide the experts of a mixture-of-experts model over ranks, to be placed at run time"
+    )
     extra_args: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="further vLLM arguments, passed on as they are; some are reserved"
     )
     env: dict[str, str] = Field(default_factory=dict, description="further environment of the engine process")
     num_cpus: float = Field(0.0, ge=0.0, description="CPUs Ray reserves for one worker")
-    num_gpus: float = Field(0.0, ge=0.0, description="GPUs Ray reserves for one worker")
+    num_gpus: float | None = Field(
+        None, ge=0.0, description="GPUs Ray reserves for one worker, on one machine; none: one for each rank of experts"
+    )
+
+    @property
+    def reserved_gpus(self) -> float:
+        """What Ray is asked for: all ranks of an engine are on one machine, where their links are fastest."""
+        if self.num_gpus is not None:
+            return self.num_gpus
+        return float(self.experts.ranks) if self.experts is not None and self.device == "cuda" else 0.0
 
     @field_validator("extra_args")
     @classmethod
@@ -54,6 +91,19 @@ class EngineSettings(BaseModel):
     def _no_reserved_variable(cls, value: dict[str, str]) -> dict[str, str]:
         check_env(value)
         return value
+
+    @model_validator(mode="after")
+    def _experts_can_run(self) -> Self:
+        if self.experts is None:
+            return self
+        check_expert_args(self.extra_args)
+        # On CPU the two together have never been seen to work: vLLM then divides each sequence among the ranks.
+        if self.device == "cpu" and self.experts.tensor_parallel > 1 and self.experts.data_parallel > 1:
+            raise ValueError(
+                f"experts.tensor_parallel is {self.experts.tensor_parallel} and experts.data_parallel is "
+                f"{self.experts.data_parallel}: with device cpu one of them has to be 1"
+            )
+        return self
 
 
 class KvEventSettings(BaseModel):

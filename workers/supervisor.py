@@ -1,7 +1,8 @@
 """Keeps one engine running: start, prove it works, watch it, restart it with backoff, stop it without orphans.
 
 Invariants
- 1. READY is published only after the engine has made a real token; every start is a new epoch.
+ 1. READY is published only after the engine has made a real token, and with experts divided over ranks one on each
+    data-parallel rank; every start is a new epoch.
  2. At most one engine process tree of this worker exists; it is dead before the next one starts.
  3. When the worker stops, routers are told (DRAINING) before the engine refuses its first request.
 """
@@ -21,7 +22,7 @@ from workers.errors import EngineStartError
 from workers.kv_endpoints import KvEndpoints, engine_binds
 from workers.kv_feed import KvFeeds
 from workers.lease_keeper import LeaseKeeper
-from workers.ports import free_ports
+from workers.ports import free_port_runs
 from workers.settings import EngineSettings
 from workers.types import NO_LOAD, Phase, WorkerState
 
@@ -71,11 +72,12 @@ class EngineSupervisor:
     async def _run_once(self, session: aiohttp.ClientSession, stop: asyncio.Event) -> None:
         """One life of the engine, from start to its end by `stop` (returns) or by failure (raises)."""
         host = self._settings.host
-        ports = EnginePorts(*free_ports(host, 4))
+        data_ranks = self._settings.experts.data_parallel if self._settings.experts else 1
+        ports = EnginePorts(*free_port_runs(host, (1, data_ranks, data_ranks, data_ranks)))
         address = f"http://{host}:{ports.http}"
         self._new_epoch(address)
         if self._feeds is not None:  # before the engine: it connects to our socket, and drops what nobody hears
-            endpoints = {0: _kv_endpoints(host, ports)}
+            endpoints = {rank: _kv_endpoints(host, ports, rank) for rank in range(data_ranks)}
             await self._feeds.follow(self._keeper.state.spec.epoch, endpoints, engine_is_up=False)
         command = self._build_command(ports)
         child = await ChildProcess.start(command.argv, command.env, grace_s=_STOP_GRACE_S, log=self._log_line)
@@ -105,6 +107,8 @@ class EngineSupervisor:
                 return
         identity = await probe.identity()
         await probe.check_alive(identity.model, identity.routes)
+        if self._settings.experts is not None:
+            await probe.check_experts(identity.model, self._settings.experts.data_parallel)
         spec = replace(
             self._keeper.state.spec,
             kv_blocks_total=identity.metrics.kv_blocks_total,
@@ -177,9 +181,9 @@ class EngineSupervisor:
         self._log_line(f"supervisor: {message}")
 
 
-def _kv_endpoints(host: str, ports: EnginePorts) -> KvEndpoints:
-    """Of rank 0, as workers/engine_command.py tells the engine."""
-    events, replay = f"tcp://{host}:{ports.kv_events}", f"tcp://{host}:{ports.kv_replay}"
+def _kv_endpoints(host: str, ports: EnginePorts, rank: int) -> KvEndpoints:
+    """Of a data-parallel rank, as workers/engine_command.py tells the engine."""
+    events, replay = f"tcp://{host}:{ports.kv_events + rank}", f"tcp://{host}:{ports.kv_replay + rank}"
     return KvEndpoints(events, binds=not engine_binds(events), replay=replay, topic=KV_TOPIC)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
+import msgspec
 
 from kvstore.leases import open_leases
 from kvstore.settings import IndexSettings, RedisSettings
@@ -18,9 +19,11 @@ from workers.child_process import PrefixedLog
 from workers.engine_command import EngineCommand, EnginePorts, build_engine_command
 from workers.engine_plugin import DELAY_ENV
 from workers.engine_probe import EngineIdentity, EngineNotAnsweringError, EngineProbe
+from workers.errors import EngineStartError
+from workers.expert_placement import slots_problem
 from workers.kv_feed import open_kv_feeds
 from workers.lease_keeper import LeaseKeeper
-from workers.settings import EngineSettings, KvEventSettings
+from workers.settings import EngineSettings, ExpertParallelSettings, KvEventSettings
 from workers.supervisor import EngineSupervisor
 from workers.types import NO_LOAD, Phase, Role, WorkerSpec, WorkerState
 
@@ -67,7 +70,11 @@ async def run_worker(plan: WorkerPlan, stop: asyncio.Event) -> None:
 
 
 def vllm_command(plan: WorkerPlan, ports: EnginePorts) -> EngineCommand:
-    """The complete command of this worker's vLLM server."""
+    """The complete command of this worker's vLLM server. Raises EngineStartError if its experts cannot be divided."""
+    if plan.engine.experts is not None:
+        problem = experts_problem(plan.engine.experts, Path(plan.model_path))
+        if problem is not None:
+            raise EngineStartError(problem)
     command = build_engine_command(
         plan.engine,
         role=plan.role,
@@ -80,6 +87,15 @@ def vllm_command(plan: WorkerPlan, ports: EnginePorts) -> EngineCommand:
     # Warnings of the engine's dependencies are not the operator's; errors still are.
     argv = (sys.executable, "-W", "ignore", "-m", *command.argv)
     return EngineCommand(argv, {DELAY_ENV: str(_NIXL_PROGRESS_DELAY_US), **command.env})
+
+
+def experts_problem(experts: ExpertParallelSettings, model_path: Path) -> str | None:
+    """Why this model's experts cannot be divided like that, or None (also where there is no checkpoint to read)."""
+    try:
+        model_config = msgspec.json.decode((model_path / "config.json").read_bytes(), type=dict)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return slots_problem(model_config, experts.ranks, experts.redundant_experts)
 
 
 async def run_joined(

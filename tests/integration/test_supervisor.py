@@ -21,7 +21,7 @@ from workers import lease_record
 from workers.child_process import inherited_env
 from workers.engine_command import EngineCommand, EnginePorts
 from workers.lease_keeper import LeaseKeeper
-from workers.settings import EngineSettings
+from workers.settings import EngineSettings, ExpertParallelSettings
 from workers.supervisor import EngineSupervisor
 from workers.types import NO_LOAD, Phase, Role, WorkerState
 from workers.worker import new_spec
@@ -58,7 +58,9 @@ class Supervised:
 
 
 @asynccontextmanager
-async def supervised(folder: Path, *arguments: str, plan: str = "{}") -> AsyncIterator[Supervised]:
+async def supervised(
+    folder: Path, *arguments: str, plan: str = "{}", settings: EngineSettings = ENGINE
+) -> AsyncIterator[Supervised]:
     """Supervise `python -m workers.fake` with a plan; each start begins the plan anew."""
     plan_path = folder / "plan.json"
     plan_path.write_text(plan)
@@ -71,7 +73,7 @@ async def supervised(folder: Path, *arguments: str, plan: str = "{}") -> AsyncIt
     async with embedded_redis(folder) as url, open_leases(url, REDIS.namespace) as store:
         keeper = LeaseKeeper(store, REDIS, WorkerState(new_spec(WORKER, Role.MIXED, "fake"), Phase.STARTING, NO_LOAD))
         keeping = asyncio.create_task(keeper.run())
-        supervisor = EngineSupervisor(keeper, ENGINE, build, load_interval_s=0.1, log_line=lines.append)
+        supervisor = EngineSupervisor(keeper, settings, build, load_interval_s=0.1, log_line=lines.append)
         stop = asyncio.Event()
         task = asyncio.create_task(supervisor.run(stop))
         await asyncio.sleep(0.3)
@@ -162,6 +164,24 @@ def test_an_engine_that_cannot_start_is_tried_again_with_growing_pauses(tmp_path
             said = [line for line in worker.lines if line.startswith("supervisor: engine failed")]
             assert "exited with status 2" in said[0]
             assert any("no-such-flag" in line for line in worker.lines), "the engine's own words are in the log"
+
+    run(test)
+
+
+def test_an_engine_that_does_not_count_its_experts_is_never_ready(tmp_path: Path) -> None:
+    """Invariant 1: what is missing for expert parallelism shows at the first request, so there is one before READY."""
+
+    async def test() -> None:
+        settings = ENGINE.model_copy(update={"experts": ExpertParallelSettings(data_parallel=2)})
+        async with supervised(tmp_path, settings=settings) as worker:
+            for _ in range(200):
+                if worker.supervisor.restarts:
+                    break
+                await asyncio.sleep(0.05)
+            assert worker.supervisor.restarts >= 1
+            assert (await worker.state()).phase is Phase.STARTING
+            assert any("engine failed" in line and "/headrace/experts" in line for line in worker.lines)
+            assert not any("supervisor: engine ready" in line for line in worker.lines)
 
     run(test)
 

@@ -2,13 +2,22 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from workers.engine_args import RESERVED_ARGS, RESERVED_ENV, check_env, check_extra_args
+from workers.engine_args import (
+    RESERVED_ARGS,
+    RESERVED_ENV,
+    RESERVED_EXPERT_ARGS,
+    check_env,
+    check_expert_args,
+    check_extra_args,
+)
 from workers.engine_command import INHERITED_ENV, EngineCommand, EnginePorts, build_engine_command
-from workers.settings import EngineSettings
+from workers.expert_placement import EXPERTS_ENV
+from workers.settings import EngineSettings, ExpertParallelSettings
 from workers.types import Role
 
 PORTS = EnginePorts(http=1001, nixl_side_channel=1002, kv_events=1003, kv_replay=1004)
@@ -116,6 +125,74 @@ def test_everything_the_command_itself_sets_by_value_is_reserved() -> None:
     assert ours - RESERVED_ARGS.keys() == {"--enforce-eager"}
 
 
+EXPERTS = ExpertParallelSettings(tensor_parallel=2, redundant_experts=2)
+
+
+def test_experts_are_divided_over_ranks_and_stay_where_they_are_put() -> None:
+    command = build(EngineSettings(experts=EXPERTS))
+    assert value_of(command.argv, "--tensor-parallel-size") == "2"
+    assert value_of(command.argv, "--data-parallel-size") == "1"
+    assert "--enable-expert-parallel" in command.argv
+    assert "--enable-eplb" in command.argv
+    eplb = json.loads(value_of(command.argv, "--eplb-config"))
+    assert (eplb["num_redundant_experts"], eplb["use_async"], eplb["communicator"]) == (2, False, "torch_gloo")
+    assert eplb["step_interval"] > 10**9, "vLLM never rebalances on its own"
+    assert eplb["window_size"] == 1, "it is allocated, and not used"
+    assert command.env[EXPERTS_ENV] == "1"
+    cuda = json.loads(value_of(build(EngineSettings(device="cuda", experts=EXPERTS)).argv, "--eplb-config"))
+    assert "communicator" not in cuda
+    assert EXPERTS_ENV not in build().env
+    assert "--enable-eplb" not in build().argv
+
+
+def test_everything_that_experts_set_by_value_is_reserved_where_they_are_set() -> None:
+    """Except --middleware, which adds up."""
+    ours = {arg for arg in build(EngineSettings(experts=EXPERTS)).argv if arg.startswith("--")}
+    assert ours - RESERVED_ARGS.keys() - RESERVED_EXPERT_ARGS.keys() == {"--enforce-eager", "--middleware"}
+
+
+def test_the_classes_that_vllm_loads_by_name_exist() -> None:
+    import importlib.util
+
+    argv = build(EngineSettings(experts=EXPERTS)).argv
+    for flag in ("--worker-extension-cls", "--middleware"):
+        module, _, name = value_of(argv, flag).rpartition(".")
+        spec = importlib.util.find_spec(module)
+        assert spec is not None
+        assert spec.origin is not None
+        assert f"class {name}" in Path(spec.origin).read_text()
+
+
+@pytest.mark.parametrize("name", RESERVED_EXPERT_ARGS)
+def test_what_would_undo_the_placement_is_refused_with_experts_only(name: str) -> None:
+    check_extra_args([name])  # without, it is the operator's
+    with pytest.raises(ValueError, match=f"the argument {name} is reserved"):
+        check_expert_args(["--seed", "1", name])
+    with pytest.raises(ValidationError, match="is reserved"):
+        EngineSettings(extra_args=(f"{name}=2",), experts=EXPERTS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "tensor_parallel x data_parallel is 1"),
+        ({"tensor_parallel": 2, "data_parallel": 2}, "experts.tensor_parallel is 2 and experts.data_parallel is 2"),
+        ({"tensor_parallel": 0}, "greater than or equal to 1"),
+        ({"data_parallel": 2, "redundant_experts": 1024}, "less than or equal to 1023"),
+        ({"data_parallel": 2, "policy": "x"}, "Extra inputs"),
+    ],
+)
+def test_experts_that_cannot_run_are_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        EngineSettings.model_validate({"experts": fields})
+
+
+def test_both_kinds_of_ranks_are_for_cuda() -> None:
+    experts = ExpertParallelSettings(tensor_parallel=2, data_parallel=4)
+    assert EngineSettings(device="cuda", experts=experts).experts is not None
+    assert experts.ranks == 8
+
+
 SPELLINGS = [
     ["--port", "1"],
     ["--port=1"],
@@ -180,3 +257,17 @@ def test_the_settings_refuse_what_is_reserved() -> None:
     with pytest.raises(ValidationError, match="the variable VLLM_PLUGINS is reserved") as caught:
         EngineSettings(env={"VLLM_PLUGINS": ""})
     assert caught.value.errors()[0]["loc"] == ("env",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "gpus"),
+    [
+        ({"device": "cuda"}, 0.0),
+        ({"device": "cuda", "num_gpus": 2}, 2.0),
+        ({"device": "cuda", "experts": {"data_parallel": 8}}, 8.0),
+        ({"device": "cuda", "experts": {"data_parallel": 8}, "num_gpus": 4}, 4.0),
+        ({"device": "cpu", "experts": {"tensor_parallel": 2}}, 0.0),
+    ],
+)
+def test_an_expert_parallel_engine_is_placed_with_a_gpu_for_each_rank(fields: dict[str, object], gpus: float) -> None:
+    assert EngineSettings.model_validate(fields).reserved_gpus == gpus

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from workers.ports import free_ports
+from workers.ports import free_port_runs, free_ports
 
 
 def test_ports_are_different_and_can_be_bound() -> None:
@@ -36,3 +36,12 @@ def test_ipv6_hosts() -> None:
 def test_an_address_that_is_not_ours_is_an_error() -> None:
     with pytest.raises(OSError, match="assign requested address"):
         free_ports("203.0.113.1", 1)
+
+
+def test_runs_are_adjacent_and_do_not_overlap() -> None:
+    firsts = free_port_runs("127.0.0.1", (1, 3, 3, 2))
+    ports = [first + step for first, length in zip(firsts, (1, 3, 3, 2), strict=True) for step in range(length)]
+    assert len(set(ports)) == 9
+    for port in ports:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", port))

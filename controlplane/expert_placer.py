@@ -1,0 +1,237 @@
+"""Keeps the experts of expert-parallel engines where their load is: collect, decide, place. Part of the control plane.
+
+Invariants
+ 1. What an engine holds is what it reported last, never what was sent to it.
+ 2. A window of load is the difference of two reports of one epoch of an engine, with one placement. An engine that was
+    restarted, because it lost a rank or for another reason, begins anew; the placement that it had is put back.
+ 3. One placement is under way at a time. One that fails, or that an engine refuses, changes nothing here.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import msgspec
+import numpy as np
+
+from controlplane.placement.objective import balancedness, rank_loads
+from controlplane.placement.parts import parts_of, shares_of
+from controlplane.placement.rebalance import Rebalancer
+from controlplane.placement.settings import ExpertSettings
+from controlplane.placement.split import fast_shares
+from controlplane.placement.types import Placement, PlacementError, Tokens, Topology
+from kvstore.types import WorkerId
+from workers.errors import WorkerError
+from workers.expert_client import ExpertClient, NoExpertsError
+from workers.expert_placement import ExpertReport, PlacementReply
+from workers.types import Phase, WorkerState
+
+_log = logging.getLogger(__name__)
+
+
+class Evenness(msgspec.Struct, frozen=True):
+    """Balancedness of one window of load: even load over the slowest rank's, by layer."""
+
+    mean: float
+    worst: float
+    worst_layer: int
+
+
+class EngineStatus(msgspec.Struct, frozen=True):
+    """One expert-parallel engine, as operators see it."""
+
+    worker: str
+    model: str
+    ranks: int
+    slots_per_rank: int
+    placements: int  # applied since its start
+    window_s: float  # of the load that was looked at last; 0: none yet
+    balancedness: Evenness | None
+    decision: str  # the last one, with its numbers
+    slots: Sequence[Sequence[int]]
+
+
+@dataclass(slots=True)
+class _Engine:
+    """What is known of one."""
+
+    worker: WorkerState
+    report: ExpertReport  # the latest
+    since: ExpertReport  # that the window under way began with
+    since_at_s: float
+    rebalancer: Rebalancer
+    window_s: float = 0.0
+    evenness: Evenness | None = None
+    decision: str = "too little load so far"
+
+
+@dataclass
+class ExpertPlacer:
+    """Run `run()` as a task, end it with `stop()`."""
+
+    client: ExpertClient
+    settings: ExpertSettings
+    workers: Callable[[], Iterable[WorkerState]]  # the fleet's engines now
+    _engines: dict[WorkerId, _Engine] = field(default_factory=dict)
+    _dense: dict[WorkerId, int] = field(default_factory=dict)  # have no experts to place, in this epoch
+    _placing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Look at all engines every `interval_s`."""
+        while not self._stopping.is_set():
+            await self.look(time.monotonic())
+            try:
+                async with asyncio.timeout(self.settings.interval_s):
+                    await self._stopping.wait()
+            except TimeoutError:
+                pass
+
+    def stop(self) -> None:
+        """Let `run` end."""
+        self._stopping.set()
+
+    async def look(self, now_s: float) -> None:
+        """One report of each engine, and what follows from it. Failures are logged: the next look is soon."""
+        fleet = {worker.spec.id: worker for worker in self.workers()}
+        ready = {worker_id: worker for worker_id, worker in fleet.items() if worker.phase is Phase.READY}
+        for worker_id in [known for known in self._engines if known not in fleet]:
+            del self._engines[worker_id]
+        for worker_id, worker in ready.items():
+            if self._dense.get(worker_id) == worker.spec.epoch:
+                continue
+            try:
+                report = await self.client.report(worker)
+            except NoExpertsError:
+                self._dense[worker_id] = worker.spec.epoch
+                continue
+            except WorkerError as error:
+                _log.info("experts of %s: %s", worker_id, error)
+                continue
+            try:
+                await self._take_in(worker, report, now_s)
+            except (PlacementError, WorkerError) as error:
+                _log.warning("experts of %s: %s", worker_id, error)
+                self._engines[worker_id].decision = f"failed: {error}"
+
+    async def place(self, worker_id: WorkerId, placement: Placement) -> PlacementReply:
+        """Put experts where an operator wants them. Raises KeyError, PlacementError and WorkerError."""
+        engine = self._engines[worker_id]
+        topology = engine.rebalancer.topology
+        if placement.slots.shape[1] != topology.num_slots or placement.slots_per_rank != topology.slots_per_rank:
+            raise PlacementError(
+                f"the plan has {placement.slots.shape[1]} slots, {placement.slots_per_rank} on a rank; {worker_id} has"
+                f" {topology.num_slots}, {topology.slots_per_rank} on a rank"
+            )
+        reply = await self._send(engine, placement)
+        engine.decision = "an operator's plan was applied"
+        return reply
+
+    def status(self) -> list[EngineStatus]:
+        """All engines, by id."""
+        return [
+            EngineStatus(
+                worker=worker_id,
+                model=engine.worker.spec.model,
+                ranks=engine.report.ranks,
+                slots_per_rank=engine.report.slots_per_rank,
+                placements=engine.report.placements,
+                window_s=engine.window_s,
+                balancedness=engine.evenness,
+                decision=engine.decision,
+                slots=engine.report.slots,
+            )
+            for worker_id, engine in sorted(self._engines.items())  # also of those that are being restarted
+        ]
+
+    async def _take_in(self, worker: WorkerState, report: ExpertReport, now_s: float) -> None:
+        engine = self._engines.get(worker.spec.id)
+        if engine is None or engine.report.epoch != report.epoch:
+            known = self._engines[worker.spec.id] = self._begin(worker, report, now_s)
+            if engine is not None:
+                await self._put_back(known, engine)
+            return
+        engine.worker, engine.report = worker, report
+        if engine.since.placements != report.placements:
+            engine.since, engine.since_at_s = report, now_s
+            return
+        tokens = _window(engine.since, report)
+        if tokens.sum(axis=1).min() < self.settings.min_tokens_per_expert * report.experts:
+            return
+        engine.window_s = now_s - engine.since_at_s
+        engine.since, engine.since_at_s = report, now_s
+        await self._decide(engine, tokens, now_s)
+
+    def _begin(self, worker: WorkerState, report: ExpertReport, now_s: float) -> _Engine:
+        per_node = self.settings.ranks_per_node or report.ranks
+        topology = Topology.even(max(1, report.ranks // per_node), report.ranks, report.slots_per_rank)
+        rebalancer = Rebalancer(
+            topology,
+            self.settings.prices(1.0),
+            _held(report),
+            aim=self.settings.aim(),
+            max_moves=self.settings.max_moves,
+        )
+        return _Engine(worker, report, report, now_s, rebalancer)
+
+    async def _put_back(self, engine: _Engine, before: _Engine) -> None:
+        """The loads of a moment ago are better known than any to come soon."""
+        old, new = before.report, engine.report
+        engine.rebalancer.forecast = before.rebalancer.forecast
+        has_changed = (old.ranks, old.slots_per_rank, old.experts) != (new.ranks, new.slots_per_rank, new.experts)
+        if has_changed or old.slots == new.slots or self.settings.mode != "apply":
+            return
+        await self._send(engine, _held(old))
+        engine.decision = "it was restarted: the placement that it had is put back"
+        _log.info("experts of %s: %s", engine.worker.spec.id, engine.decision)
+
+    async def _decide(self, engine: _Engine, tokens: Tokens, now_s: float) -> None:
+        held, rebalancer = _held(engine.report), engine.rebalancer
+        values = balancedness(held, rebalancer.topology, tokens)
+        engine.evenness = Evenness(float(values.mean()), float(values.min()), int(values.argmin()))
+        rebalancer.placement = held
+        rebalancer.prices = self.settings.prices(float(tokens.sum(axis=1).mean()) / engine.window_s)
+        # A large model takes a second: other engines and the admin API go on.
+        decision = await asyncio.to_thread(rebalancer.observe, tokens, now_s, engine.window_s)
+        engine.decision = decision.reason
+        chosen = decision.plan.placement if decision.is_move else self._divided_anew(engine, held, tokens)
+        if chosen is None:
+            return
+        if self.settings.mode != "apply":
+            engine.decision += f" (experts.mode is {self.settings.mode}: not done)"
+            return
+        _log.info("experts of %s: %s", engine.worker.spec.id, engine.decision)
+        await self._send(engine, chosen)
+
+    def _divided_anew(self, engine: _Engine, held: Placement, tokens: Tokens) -> Placement | None:
+        """What is held, with the tokens of experts that have several slots divided as is best; None: not worth it."""
+        ahead = engine.rebalancer.forecast.next()
+        if self.settings.split != "best" or ahead is None:
+            return None
+        topology = engine.rebalancer.topology
+        ahead = ahead * (tokens.sum(axis=1, keepdims=True) / engine.window_s)  # a second
+        better = replace(held, shares=fast_shares(held, topology, ahead))
+        better = replace(held, shares=shares_of(held.slots, parts_of(better), held.num_experts))
+        slowest = [rank_loads(placement, topology, ahead).max(axis=1).sum() for placement in (held, better)]
+        saved_s = (slowest[0] - slowest[1]) * self.settings.expert_s_per_token * self.settings.horizon_s
+        if saved_s <= self.settings.pause_s:
+            return None
+        engine.decision += f"; dividing tokens anew saves {saved_s:.3g} s over {self.settings.horizon_s:g} s"
+        return better
+
+    async def _send(self, engine: _Engine, placement: Placement) -> PlacementReply:
+        parts = None if placement.shares is None else parts_of(placement).tolist()
+        async with self._placing:
+            return await self.client.place(engine.worker, placement.slots.tolist(), parts)
+
+
+def _window(before: ExpertReport, after: ExpertReport) -> Tokens:
+    return np.array(after.expert_tokens, dtype=np.float64) - np.array(before.expert_tokens, dtype=np.float64)
+
+
+def _held(report: ExpertReport) -> Placement:
+    """What the engine holds, and how it divides tokens."""
+    slots, parts = np.array(report.slots, dtype=np.int64), np.array(report.parts, dtype=np.int64)
+    return Placement(slots, report.experts, report.slots_per_rank, shares_of(slots, parts, report.experts))

@@ -1,0 +1,154 @@
+"""From `headrace experts` through the admin API to an engine's expert routes, and back."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+from aiohttp import web
+
+from controlplane.admin import AdminApi
+from controlplane.config import Config
+from controlplane.embedded_redis import embedded_redis
+from kvstore.leases import open_leases
+from tests.builders import make_worker
+from tests.fake_experts import FakeExperts
+from tests.placement_cases import domains
+from workers.lease_keeper import LeaseKeeper
+
+CONFIG = Config.model_validate(
+    {
+        "redis": {"lease_s": 2.0, "heartbeat_s": 0.1},
+        "experts": {"mode": "observe", "interval_s": 0.2, "expert_bytes": 1e3},
+    }
+)
+
+
+class World:
+    """The admin API over HTTP, as Serve's ingress would have it, and one engine in the fleet."""
+
+    def __init__(self, url: str, engine: FakeExperts) -> None:
+        self.url = url
+        self.engine = engine
+
+    async def headrace(self, *args: str) -> tuple[int, str]:
+        """Run the command; status and what it printed."""
+        command = "import sys; from controlplane.cli import main; sys.argv[0] = 'headrace'; main()"
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            command,
+            "experts",
+            *args,
+            "--admin",
+            self.url,
+            stdout=-1,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await child.communicate()
+        return child.returncode or 0, output.decode()
+
+    async def status(self) -> list[dict[str, object]]:
+        """Engines, as `show --json` has them."""
+        async with aiohttp.ClientSession() as session, session.get(f"{self.url}/experts") as response:
+            found: list[dict[str, object]] = (await response.json())["engines"]
+            return found
+
+
+def run(folder: Path, test: Callable[[World], Awaitable[None]]) -> None:
+    async def body() -> None:
+        async with embedded_redis(folder) as redis_url, FakeExperts(3, 64, 8, 9).serving() as engine:
+            worker = make_worker("m0")
+            worker = replace(worker, spec=replace(worker.spec, address=engine.address))
+            async with open_leases(redis_url, CONFIG.redis.namespace, CONFIG.redis) as store:
+                keeper = LeaseKeeper(store, CONFIG.redis, worker)
+                task = asyncio.create_task(keeper.run())
+                api = AdminApi(CONFIG, redis_url)
+                api.start()
+                try:
+                    async with _served(api) as url:
+                        await test(World(url, engine))
+                finally:
+                    await api.close()
+                    keeper.stop()
+                    await task
+
+    asyncio.run(body())
+
+
+class _served:  # noqa: N801  reads as the function it is
+    def __init__(self, api: AdminApi) -> None:
+        self._api = api
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app)
+
+    async def __aenter__(self) -> str:
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        answer = await self._api.answer(request.method, request.path, await request.read())
+        return web.Response(body=answer.body, status=answer.status, content_type="application/json")
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(30):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+def test_an_operator_sees_the_engine_and_puts_a_plan_into_it(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        async def is_known() -> bool:
+            return bool(await world.status())
+
+        async def is_measured() -> bool:
+            world.engine.serve(domains()["code"])
+            return (await world.status())[0]["balancedness"] is not None
+
+        await until(is_known)
+        await until(is_measured)
+        code, shown = await world.headrace("show")
+        assert code == 0, shown
+        assert "m0" in shown
+        assert "72" in shown
+        slots = np.tile((np.arange(72) * 5) % 64, (3, 1)).tolist()
+        plan = {"version": 1, "experts": 64, "ranks": 8, "slots_per_rank": 9, "slots": slots}
+        file = tmp_path / "plan.json"
+        file.write_text(json.dumps(plan))
+        code, said = await world.headrace("apply", "--plan", str(file), "--worker", "m0")
+        assert code == 0, said
+        assert world.engine.slots == tuple(map(tuple, slots))
+        code, said = await world.headrace("apply", "--plan", str(file), "--worker", "m9")
+        assert (code, "no expert-parallel worker 'm9'" in said) == (1, True)
+        world.engine.refuses = 409
+        code, said = await world.headrace("apply", "--plan", str(file), "--worker", "m0")
+        assert (code, "not now" in said) == (1, True)
+        file.write_text(json.dumps({**plan, "ranks": 4, "slots_per_rank": 18}))
+        code, said = await world.headrace("apply", "--plan", str(file), "--worker", "m0")
+        assert (code, "m0 has 72, 9 on a rank" in said) == (1, True)
+
+    run(tmp_path, test)
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        async with aiohttp.ClientSession() as session:
+            async with session.delete(f"{world.url}/experts") as response:
+                assert response.status == 404
+                assert "POST /experts/WORKER/placement" in (await response.json())["error"]["message"]
+            async with session.post(f"{world.url}/experts/m0/placement", data=b"{}") as response:
+                assert response.status == 400
+            async with session.get(f"{world.url}/status") as response:
+                assert [row["id"] for row in (await response.json())["workers"]] == ["m0"]
+
+    run(tmp_path, test)

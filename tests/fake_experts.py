@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 import msgspec
 import numpy as np
 from aiohttp import web
+
+from controlplane.placement.types import Tokens
 from workers.expert_placement import (
     EXPERTS_PATH,
     PLACEMENT_PATH,
@@ -17,8 +19,6 @@ from workers.expert_placement import (
     check_placement,
     equal_parts,
 )
-
-from controlplane.placement.types import Tokens
 
 
 class FakeExperts:

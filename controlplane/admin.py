@@ -13,6 +13,7 @@ import aiohttp
 import msgspec
 
 from controlplane.config import Config
+from controlplane.expert_metrics import ExpertMetrics
 from controlplane.expert_placer import ExpertPlacer
 from controlplane.fleet_status import read_fleet
 from controlplane.placement.plan_file import decode_plan
@@ -26,16 +27,17 @@ from workers.lease_follower import LeaseFollower
 from workers.membership import Joined, Left
 from workers.types import WorkerState
 
-ROUTES = "GET /healthz, GET /status, GET /experts and POST /experts/WORKER/placement"
+ROUTES = "GET /healthz, GET /status, GET /metrics, GET /experts and POST /experts/WORKER/placement"
 _PLACEMENT = re.compile(r"/experts/([A-Za-z0-9._-]+)/placement")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """JSON."""
+    """Of one request."""
 
     status: int
     body: bytes
+    media_type: str = "application/json"
 
 
 class AdminApi:
@@ -48,6 +50,7 @@ class AdminApi:
         self._follower = LeaseFollower(self._store, config.redis, self._on_change)
         self._session = aiohttp.ClientSession()
         self._placer = ExpertPlacer(ExpertClient(self._session), config.experts, self._fleet.values)
+        self._metrics = ExpertMetrics(self._placer.status)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -76,6 +79,8 @@ class AdminApi:
                     return _json(await read_fleet(self._store))
                 except RedisUnavailableError as error:
                     return _error(503, "redis_unavailable", str(error))
+            case "GET", "/metrics":
+                return Answer(200, self._metrics.exposition(), "text/plain; version=0.0.4")
             case "GET", "/experts":
                 return _json({"mode": self._config.experts.mode, "engines": self._placer.status()})
         found = _PLACEMENT.fullmatch(path)

@@ -37,7 +37,7 @@ class ControlPlaneReplica:
     async def __call__(self, request: Request) -> Response:
         """See AdminApi."""
         answer = await self._api.answer(request.method, request.url.path, await request.body())
-        return Response(answer.body, status_code=answer.status, media_type="application/json")
+        return Response(answer.body, status_code=answer.status, media_type=answer.media_type)
 
     async def __del__(self) -> None:
         """Serve awaits this on shutdown."""

@@ -47,6 +47,7 @@ class EngineStatus(msgspec.Struct, frozen=True):
     ranks: int
     slots_per_rank: int
     placements: int  # applied since its start
+    tokens: int  # routed to experts since then, of all layers
     window_s: float  # of the load that was looked at last; 0: none yet
     balancedness: Evenness | None
     decision: str  # the last one, with its numbers
@@ -138,6 +139,7 @@ class ExpertPlacer:
                 ranks=engine.report.ranks,
                 slots_per_rank=engine.report.slots_per_rank,
                 placements=engine.report.placements,
+                tokens=sum(map(sum, engine.report.expert_tokens)),
                 window_s=engine.window_s,
                 balancedness=engine.evenness,
                 decision=engine.decision,

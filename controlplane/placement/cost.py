@@ -5,7 +5,7 @@ With p_k the weight of scenario k among all, and straggler_k its load of the slo
 
     straggler = expert_s_per_token T ((1 - risk) sum_k p_k straggler_k + risk max_k straggler_k)
     dispatch  = token_bytes T sum_k p_k dispatch_k / (cross_node_bytes_per_s nodes)
-    moving    = expert_bytes sum over moved slots of 1 / (bandwidth from the nearest live copy, nodes)
+    moving    = expert_bytes sum over moved slots of 1 / (link from the nearest live copy * nodes)
 
 Nodes send at the same time, hence the division. An expert of which no live copy is left comes from afar. Every term is
 a sum over layers, so layers can be planned one by one, and dispatch and moving are sums over slots and experts as well.
@@ -176,13 +176,13 @@ def _moving_s(
     price = np.zeros((shape[0], shape[1], num_ranks))
     if previous is None:
         return price
-    price += prices.expert_bytes / (prices.cross_node_bytes_per_s * num_nodes)
+    price += prices.expert_bytes / (prices.cross_link_bytes_per_s * num_nodes)
     live = np.zeros(topology.num_slots, dtype=bool)
     live[topology.live_slots] = True
     layer, slot = np.nonzero((previous.slots != EMPTY) & live)
     expert, rank = previous.slots[layer, slot], slot // topology.slots_per_rank
     for other in topology.live_ranks:
         near = topology.nodes[rank] == topology.nodes[other]
-        price[layer[near], expert[near], other] = prices.expert_bytes / (prices.node_bytes_per_s * num_nodes)
+        price[layer[near], expert[near], other] = prices.expert_bytes / (prices.link_bytes_per_s * num_nodes)
     price[layer, expert, rank] = 0.0
     return price

@@ -12,8 +12,10 @@ that slot s takes, and v_r a rank's relative speed:
 
 As seconds of a horizon of T tokens (expert choices) a layer:
 
-    cost = expert_s_per_token * T * straggler + bytes_per_token * T * dispatch / cross-node bandwidth
-           + expert_bytes * moved / bandwidth from the nearest copy
+    cost = expert_s_per_token * T * straggler + token_bytes * T * dispatch / (bandwidth of a node * nodes)
+           + expert_bytes * moved / (link from the nearest copy * nodes)
+
+Nodes send at the same time; within one, engines move experts one after another.
 """
 
 from dataclasses import dataclass
@@ -26,13 +28,14 @@ from controlplane.placement.types import EMPTY, Placement, Shares, Slots, Tokens
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What turns tokens and bytes into seconds. Defaults: DeepSeek-V3 in FP8 on H800 nodes."""
+    """What turns tokens and bytes into seconds. Defaults: DeepSeek-V3 in FP8 on nodes of eight H800."""
 
     expert_s_per_token: float = 2.2e-7  # of a rank of speed 1 for one token in one expert
     expert_bytes: float = 44e6
     token_bytes: float = 7168.0  # that a token takes to another node
-    node_bytes_per_s: float = 160e9  # between ranks of a node
-    cross_node_bytes_per_s: float = 45e9  # between nodes, for each node
+    cross_node_bytes_per_s: float = 360e9  # of tokens, between nodes, for each node: eight links of 45 GB/s
+    link_bytes_per_s: float = 160e9  # of experts that move, between two ranks of a node
+    cross_link_bytes_per_s: float = 45e9  # the same, between two ranks of different nodes
     tokens_per_s: float = 1e5  # expert choices a layer; a plan is used for a horizon of these
 
 

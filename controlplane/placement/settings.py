@@ -35,9 +35,14 @@ class ExpertSettings(BaseModel):
         _DEFAULT.expert_s_per_token, gt=0.0, description="seconds of a rank for one token in one expert"
     )
     token_bytes: float = Field(_DEFAULT.token_bytes, gt=0.0, description="what a token takes to another machine")
-    node_bytes_per_s: float = Field(_DEFAULT.node_bytes_per_s, gt=0.0, description="between ranks of a machine")
     cross_node_bytes_per_s: float = Field(
-        _DEFAULT.cross_node_bytes_per_s, gt=0.0, description="between machines, for each of them"
+        _DEFAULT.cross_node_bytes_per_s, gt=0.0, description="tokens between machines, of all links of one"
+    )
+    link_bytes_per_s: float = Field(
+        _DEFAULT.link_bytes_per_s, gt=0.0, description="experts that move between two ranks of a machine"
+    )
+    cross_link_bytes_per_s: float = Field(
+        _DEFAULT.cross_link_bytes_per_s, gt=0.0, description="experts that move between ranks of different machines"
     )
 
     def aim(self) -> Aim:
@@ -50,7 +55,8 @@ class ExpertSettings(BaseModel):
             expert_s_per_token=self.expert_s_per_token,
             expert_bytes=self.expert_bytes,
             token_bytes=self.token_bytes,
-            node_bytes_per_s=self.node_bytes_per_s,
             cross_node_bytes_per_s=self.cross_node_bytes_per_s,
+            link_bytes_per_s=self.link_bytes_per_s,
+            cross_link_bytes_per_s=self.cross_link_bytes_per_s,
             tokens_per_s=tokens_per_s,
         )

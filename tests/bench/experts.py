@@ -3,7 +3,7 @@
     python -m tests.bench.experts [--loads FOLDER] [--match TEXT]
 
 Loads are one matrix of tokens by layer and expert for each domain of text; without a folder (or LOADS in the
-environment) made-up ones. For each number of ranks and redundant slots:
+environment) made-up ones: as OLMoE's, Zipf, and of DeepSeek-V3's size. For each number of ranks and redundant slots:
 
     in     planned for a domain and served that domain
     next   one domain turns into the next over 20 windows, with sampling noise; the plan made after each window is
@@ -172,13 +172,23 @@ def made_up(num_layers: int, num_experts: int) -> list[Scenario]:
     return [Scenario(name, load) for name, load in domains(1, num_layers, num_experts).items()]
 
 
+def zipf(num_layers: int, num_experts: int) -> list[Scenario]:
+    """Four domains of Zipf loads (exponent 0.6, about OLMoE's skew), each with its own order of experts."""
+    generator = np.random.default_rng(2)
+    tokens = 1e6 / np.arange(1.0, num_experts + 1.0) ** 0.6
+    return [
+        Scenario(f"zipf {number}", np.array([generator.permutation(tokens) for _ in range(num_layers)]))
+        for number in range(4)
+    ]
+
+
 def main() -> None:
     """Print the table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--loads", type=Path, default=os.environ.get("LOADS") or None)
     parser.add_argument("--match", default="expert_counts/", help="of a file's loads those whose name has this")
     asked = parser.parse_args()
-    loads = {"made up": made_up(3, 64)}
+    loads = {"made up": made_up(3, 64), "Zipf": zipf(3, 64)}
     if asked.loads is not None:
         loads |= read_loads(Path(asked.loads), asked.match)
     tasks = [(name, items, *shape, NUM_WINDOWS) for name, items in loads.items() for shape in SHAPES]

@@ -97,7 +97,7 @@ class _served:  # noqa: N801  reads as the function it is
 
     async def _answer(self, request: web.Request) -> web.Response:
         answer = await self._api.answer(request.method, request.path, await request.read())
-        return web.Response(body=answer.body, status=answer.status, content_type="application/json")
+        return web.Response(body=answer.body, status=answer.status, content_type=answer.media_type.split(";")[0])
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -121,6 +121,10 @@ def test_an_operator_sees_the_engine_and_puts_a_plan_into_it(tmp_path: Path) -> 
         assert code == 0, shown
         assert "m0" in shown
         assert "72" in shown
+        async with aiohttp.ClientSession() as session, session.get(f"{world.url}/metrics") as response:
+            text = await response.text()
+            assert 'headrace_expert_balancedness{worker="m0"} 0.' in text
+            assert 'headrace_expert_placements_total{worker="m0"} 0.0' in text
         slots = np.tile((np.arange(72) * 5) % 64, (3, 1)).tolist()
         plan = {"version": 1, "experts": 64, "ranks": 8, "slots_per_rank": 9, "slots": slots}
         file = tmp_path / "plan.json"
@@ -148,6 +152,9 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
                 assert "POST /experts/WORKER/placement" in (await response.json())["error"]["message"]
             async with session.post(f"{world.url}/experts/m0/placement", data=b"{}") as response:
                 assert response.status == 400
+            async with session.get(f"{world.url}/metrics") as response:
+                assert response.status == 200
+                assert "# TYPE headrace_expert_balancedness gauge" in await response.text()
             async with session.get(f"{world.url}/status") as response:
                 assert [row["id"] for row in (await response.json())["workers"]] == ["m0"]
 

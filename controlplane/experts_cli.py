@@ -126,19 +126,19 @@ def show(admin: AdminOption = "http://127.0.0.1:8002", as_json: JsonOption = Fal
     if not engines:
         print("no expert-parallel engine is in the fleet (engine.experts)")
         return
-    table = Table("worker", "ranks", "slots", "placements", "balancedness", "worst layer", "last decision")
     for engine in engines:
-        values = engine["balancedness"]
-        table.add_row(
-            engine["worker"],
-            str(engine["ranks"]),
-            str(engine["ranks"] * engine["slots_per_rank"]),
-            str(engine["placements"]),
-            "-" if values is None else f"{values['mean']:.3f}",
-            "-" if values is None else f"{values['worst']:.3f} ({values['worst_layer']})",
-            engine["decision"],
+        even = engine["balancedness"]
+        seen = (
+            "no load so far"
+            if even is None
+            else f"{even['mean']:.3f}, {even['worst']:.3f} in layer {even['worst_layer']}"
         )
-    Console().print(table)
+        print(
+            f"{engine['worker']} ({engine['model']}): {engine['ranks']} ranks with {engine['slots_per_rank']} slots,"
+            f" {engine['placements']} placement(s) applied\n"
+            f"  balancedness  {seen}\n"
+            f"  last decision {engine['decision']}"
+        )
 
 
 @app.command()

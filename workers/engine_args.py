@@ -11,6 +11,7 @@ _CHOSEN = "Headrace chooses it for each engine"
 _AUTH = "routers send engines no credentials"
 _PLAIN_HTTP = "routers reach engines over HTTP"
 _PLACED = "it is part of engine.experts"
+_RANKS = "a pool has workers for that (pools); ranks that share experts are engine.experts.data_parallel"
 
 # Argument -> why it is reserved.
 RESERVED_ARGS: Mapping[str, str] = {
@@ -36,6 +37,8 @@ RESERVED_ARGS: Mapping[str, str] = {
     "--enable-expert-parallel": _PLACED,
     "--enable-eplb": _PLACED,
     "--eplb-config": _PLACED,
+    "--data-parallel-size": _RANKS,
+    "-dp": _RANKS,
     "--enable-prompt-tokens-details": "Headrace always sets it, to check its cache forecasts",
     "--enable-scale-out": "its routes have no authentication",
     "--disable-log-stats": "routers read the engine's load from /metrics",
@@ -45,8 +48,6 @@ RESERVED_ARGS: Mapping[str, str] = {
 RESERVED_EXPERT_ARGS: Mapping[str, str] = {
     "--tensor-parallel-size": "it is engine.experts.tensor_parallel",
     "-tp": "it is engine.experts.tensor_parallel",
-    "--data-parallel-size": "it is engine.experts.data_parallel",
-    "-dp": "it is engine.experts.data_parallel",
     "-ep": _PLACED,
     "--pipeline-parallel-size": "experts are placed within one pipeline stage",
     "-pp": "experts are placed within one pipeline stage",
@@ -67,21 +68,12 @@ RESERVED_ENV: Mapping[str, str] = {
 
 def check_extra_args(args: Iterable[str]) -> None:
     """Raise ValueError that names the first reserved argument, in whatever spelling vLLM would take it."""
-    for arg in args:
-        if not arg.startswith("--"):
-            continue
-        for reserved, reason in RESERVED_ARGS.items():
-            if _means(arg, reserved):
-                raise ValueError(f"the argument {_key(arg)} is reserved ({reserved}): {reason}")
+    _check(args, RESERVED_ARGS)
 
 
 def check_expert_args(args: Iterable[str]) -> None:
     """The same for an engine whose experts are placed."""
-    for arg in args:
-        for reserved, reason in RESERVED_EXPERT_ARGS.items():
-            is_it = _means(arg, reserved) if arg.startswith("--") else _key(arg) == reserved
-            if is_it:
-                raise ValueError(f"the argument {_key(arg)} is reserved ({reserved}): {reason}")
+    _check(args, RESERVED_EXPERT_ARGS)
 
 
 def check_env(env: Iterable[str]) -> None:
@@ -89,6 +81,14 @@ def check_env(env: Iterable[str]) -> None:
     for name in env:
         if name in RESERVED_ENV:
             raise ValueError(f"the variable {name} is reserved: {RESERVED_ENV[name]}")
+
+
+def _check(args: Iterable[str], reserved_args: Mapping[str, str]) -> None:
+    for arg in args:
+        for reserved, reason in reserved_args.items():
+            is_it = _means(arg, reserved) if arg.startswith("--") else _key(arg) == reserved
+            if is_it:
+                raise ValueError(f"the argument {_key(arg)} is reserved ({reserved}): {reason}")
 
 
 def _key(arg: str) -> str:

@@ -16,6 +16,7 @@ from controlplane.config import Config
 from controlplane.expert_metrics import ExpertMetrics
 from controlplane.expert_placer import ExpertPlacer
 from controlplane.fleet_status import read_fleet
+from controlplane.placement.loads import encode
 from controlplane.placement.plan_file import decode_plan
 from controlplane.placement.types import PlacementError
 from kvstore.errors import RedisUnavailableError
@@ -27,8 +28,11 @@ from workers.lease_follower import LeaseFollower
 from workers.membership import Joined, Left
 from workers.types import WorkerState
 
-ROUTES = "GET /healthz, GET /status, GET /metrics, GET /experts and POST /experts/WORKER/placement"
-_PLACEMENT = re.compile(r"/experts/([A-Za-z0-9._-]+)/placement")
+ROUTES = (
+    "GET /healthz, GET /status, GET /metrics, GET /experts, GET /experts/WORKER/loads and"
+    " POST /experts/WORKER/placement"
+)
+_ENGINE = re.compile(r"/experts/([A-Za-z0-9._-]+)/(loads|placement)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +87,25 @@ class AdminApi:
                 return Answer(200, self._metrics.exposition(), "text/plain; version=0.0.4")
             case "GET", "/experts":
                 return _json({"mode": self._config.experts.mode, "engines": self._placer.status()})
-        found = _PLACEMENT.fullmatch(path)
-        if method == "POST" and found is not None:
-            return await self._place(WorkerId(found[1]), body)
+        found = _ENGINE.fullmatch(path)
+        match method, found and found[2]:
+            case "POST", "placement":
+                return await self._place(WorkerId(path.split("/")[2]), body)
+            case "GET", "loads":
+                return self._loads(WorkerId(path.split("/")[2]))
         return _error(404, "unknown_route", f"there is no {method} {path} here; the admin API has {ROUTES}")
+
+    def _loads(self, worker_id: WorkerId) -> Answer:
+        try:
+            return Answer(200, encode(self._placer.loads(worker_id)))
+        except KeyError:
+            return _unknown(worker_id)
 
     async def _place(self, worker_id: WorkerId, body: bytes) -> Answer:
         try:
             return _json(await self._placer.place(worker_id, decode_plan(body, "plan")))
         except KeyError:
-            return _error(404, "unknown_worker", f"no expert-parallel worker {worker_id!r} is in the fleet")
+            return _unknown(worker_id)
         except (PlacementError, PlacementRefusedError) as error:
             return _error(400, "bad_plan", str(error))
         except PlacementBusyError as error:
@@ -106,6 +119,10 @@ class AdminApi:
                 self._fleet[state.spec.id] = state
             case Left(worker_id, _):
                 self._fleet.pop(worker_id, None)
+
+
+def _unknown(worker_id: WorkerId) -> Answer:
+    return _error(404, "unknown_worker", f"no expert-parallel worker {worker_id!r} is in the fleet")
 
 
 def _json(value: Any, status: int = 200) -> Answer:

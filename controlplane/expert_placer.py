@@ -2,8 +2,9 @@
 
 Invariants
  1. What an engine holds is what it reported last, never what was sent to it.
- 2. A window of load is the difference of two reports of one epoch of an engine, with one placement. An engine that was
-    restarted, because it lost a rank or for another reason, begins anew; the placement that it had is put back.
+ 2. A window of load is the difference of two reports of one epoch of an engine: of logical experts, wherever they were.
+    An engine that was restarted, because it lost a rank or for another reason, begins anew; the placement that it had
+    is put back.
  3. One placement is under way at a time. One that fails, or that an engine refuses, changes nothing here.
 """
 
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field, replace
 import msgspec
 import numpy as np
 
+from controlplane.placement.load_history import LoadHistory, drift
+from controlplane.placement.loads import ExpertLoadWindow
 from controlplane.placement.objective import balancedness, rank_loads
 from controlplane.placement.parts import parts_of, shares_of
 from controlplane.placement.rebalance import Rebalancer
@@ -29,6 +32,8 @@ from workers.expert_placement import ExpertReport, PlacementReply
 from workers.types import Phase, WorkerState
 
 _log = logging.getLogger(__name__)
+_ALL = "all"  # engines do not tell whose tokens they route
+_WINDOWS = 64  # of an engine, to be planned for and replayed by `headrace experts`
 
 
 class Evenness(msgspec.Struct, frozen=True):
@@ -49,6 +54,7 @@ class EngineStatus(msgspec.Struct, frozen=True):
     placements: int  # applied since its start
     tokens: int  # routed to experts since then, of all layers
     window_s: float  # of the load that was looked at last; 0: none yet
+    drift: float | None  # of it against the window before: part of the tokens that went elsewhere, beyond chance
     balancedness: Evenness | None
     decision: str  # the last one, with its numbers
     slots: Sequence[Sequence[int]]
@@ -63,7 +69,9 @@ class _Engine:
     since: ExpertReport  # that the window under way began with
     since_at_s: float
     rebalancer: Rebalancer
+    history: LoadHistory
     window_s: float = 0.0
+    drift: float | None = None
     evenness: Evenness | None = None
     decision: str = "too little load so far"
 
@@ -130,6 +138,11 @@ class ExpertPlacer:
         engine.decision = "an operator's plan was applied"
         return reply
 
+    def loads(self, worker_id: WorkerId) -> list[ExpertLoadWindow]:
+        """The latest windows of an engine's load. Raises KeyError."""
+        history = self._engines[worker_id].history
+        return history.windows(_ALL) if _ALL in history.traffic_classes else []
+
     def status(self) -> list[EngineStatus]:
         """All engines, by id."""
         return [
@@ -141,6 +154,7 @@ class ExpertPlacer:
                 placements=engine.report.placements,
                 tokens=sum(map(sum, engine.report.expert_tokens)),
                 window_s=engine.window_s,
+                drift=engine.drift,
                 balancedness=engine.evenness,
                 decision=engine.decision,
                 slots=engine.report.slots,
@@ -156,15 +170,20 @@ class ExpertPlacer:
                 await self._put_back(known, engine)
             return
         engine.worker, engine.report = worker, report
-        if engine.since.placements != report.placements:
-            engine.since, engine.since_at_s = report, now_s
-            return
         tokens = _window(engine.since, report)
         if tokens.sum(axis=1).min() < self.settings.min_tokens_per_expert * report.experts:
             return
         engine.window_s = now_s - engine.since_at_s
         engine.since, engine.since_at_s = report, now_s
+        self._remember(engine, tokens, time.time())
         await self._decide(engine, tokens, now_s)
+
+    def _remember(self, engine: _Engine, tokens: Tokens, at_s: float) -> None:
+        known = self.loads(engine.worker.spec.id)
+        engine.drift = drift(known[-1].tokens, tokens) if known else None
+        spec = engine.worker.spec
+        window = ExpertLoadWindow(spec.model, spec.id, engine.report.epoch, _ALL, engine.window_s, at_s, tokens)
+        engine.history.add(window, at_s)
 
     def _begin(self, worker: WorkerState, report: ExpertReport, now_s: float) -> _Engine:
         per_node = self.settings.ranks_per_node or report.ranks
@@ -176,14 +195,16 @@ class ExpertPlacer:
             aim=self.settings.aim(),
             max_moves=self.settings.max_moves,
         )
-        return _Engine(worker, report, report, now_s, rebalancer)
+        history = LoadHistory(self.settings.horizon_s, num_windows=_WINDOWS)
+        return _Engine(worker, report, report, now_s, rebalancer, history)
 
     async def _put_back(self, engine: _Engine, before: _Engine) -> None:
         """The loads of a moment ago are better known than any to come soon."""
         old, new = before.report, engine.report
-        engine.rebalancer.forecast = before.rebalancer.forecast
-        has_changed = (old.ranks, old.slots_per_rank, old.experts) != (new.ranks, new.slots_per_rank, new.experts)
-        if has_changed or old.slots == new.slots or self.settings.mode != "apply":
+        if (old.ranks, old.slots_per_rank, old.experts) != (new.ranks, new.slots_per_rank, new.experts):
+            return
+        engine.rebalancer.forecast, engine.history = before.rebalancer.forecast, before.history
+        if old.slots == new.slots or self.settings.mode != "apply":
             return
         await self._send(engine, _held(old))
         engine.decision = "it was restarted: the placement that it had is put back"

@@ -127,18 +127,26 @@ def show(admin: AdminOption = "http://127.0.0.1:8002", as_json: JsonOption = Fal
         print("no expert-parallel engine is in the fleet (engine.experts)")
         return
     for engine in engines:
-        even = engine["balancedness"]
-        seen = (
-            "no load so far"
-            if even is None
-            else f"{even['mean']:.3f}, {even['worst']:.3f} in layer {even['worst_layer']}"
-        )
+        even, moved = engine["balancedness"], engine["drift"]
+        seen = "no load so far"
+        if even is not None:
+            seen = f"{even['mean']:.3f}, {even['worst']:.3f} in layer {even['worst_layer']} ({engine['window_s']:.0f} s"
+            seen += ")" if moved is None else f", {moved:.0%} of its tokens went elsewhere than before)"
         print(
             f"{engine['worker']} ({engine['model']}): {engine['ranks']} ranks with {engine['slots_per_rank']} slots,"
             f" {engine['placements']} placement(s) applied\n"
             f"  balancedness  {seen}\n"
             f"  last decision {engine['decision']}"
         )
+
+
+@app.command()
+def loads(
+    worker: Annotated[str, typer.Option("--worker", help="id of the expert-parallel worker")],
+    admin: AdminOption = "http://127.0.0.1:8002",
+) -> None:
+    """Print an engine's latest windows of load, as `plan` and `simulate` read them."""
+    print(_ask("GET", f"{admin}/experts/{worker}/loads").decode())
 
 
 @app.command()

@@ -64,6 +64,13 @@ def test_experts_move_to_where_the_load_is() -> None:
         assert status.balancedness.mean > 0.97
         assert status.placements == world.engine.placements
         assert status.window_s == 10.0
+        assert status.drift is not None
+        assert status.drift < 0.01, "the same load"
+        assert len(world.placer.loads(world.worker.spec.id)) == 3
+        await world.look(domains()["law"])
+        (status,) = world.placer.status()
+        assert status.drift is not None
+        assert status.drift > 0.1
 
     run(test)
 

@@ -14,6 +14,7 @@ from aiohttp import web
 from controlplane.admin import AdminApi
 from controlplane.config import Config
 from controlplane.embedded_redis import embedded_redis
+from controlplane.placement.loads import read_windows
 from kvstore.leases import open_leases
 from tests.builders import make_worker
 from tests.fake_experts import FakeExperts
@@ -117,6 +118,15 @@ def test_an_operator_sees_the_engine_and_puts_a_plan_into_it(tmp_path: Path) -> 
 
         await until(is_known)
         await until(is_measured)
+        code, windows = await world.headrace("loads", "--worker", "m0")
+        assert code == 0
+        recorded = tmp_path / "loads.json"
+        recorded.write_text(windows)
+        first = read_windows(recorded)[0].tokens
+        assert first.shape == (3, 64)
+        assert (first > 0).any()
+        code, said = await world.headrace("loads", "--worker", "m9")
+        assert (code, "no expert-parallel worker 'm9'" in said) == (1, True)
         code, shown = await world.headrace("show")
         assert code == 0, shown
         assert "m0" in shown

@@ -87,12 +87,13 @@ class AdminApi:
                 return Answer(200, self._metrics.exposition(), "text/plain; version=0.0.4")
             case "GET", "/experts":
                 return _json({"mode": self._config.experts.mode, "engines": self._placer.status()})
-        found = _ENGINE.fullmatch(path)
-        match method, found and found[2]:
-            case "POST", "placement":
-                return await self._place(WorkerId(path.split("/")[2]), body)
-            case "GET", "loads":
-                return self._loads(WorkerId(path.split("/")[2]))
+        if found := _ENGINE.fullmatch(path):
+            worker_id = WorkerId(found[1])
+            match method, found[2]:
+                case "POST", "placement":
+                    return await self._place(worker_id, body)
+                case "GET", "loads":
+                    return self._loads(worker_id)
         return _error(404, "unknown_route", f"there is no {method} {path} here; the admin API has {ROUTES}")
 
     def _loads(self, worker_id: WorkerId) -> Answer:

@@ -6,7 +6,7 @@ import signal
 import sys
 import uuid
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import aiohttp
 import msgspec
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from controlplane import experts_cli, explain_cli
+from controlplane.cli_error import fail
 from controlplane.config import Config, ConfigError, dump_config, load_config
 from controlplane.fleet_status import FleetStatus
 from kvstore.errors import KvStoreError
@@ -58,7 +59,7 @@ def up(
     try:
         asyncio.run(run_up(tree, Progress(Console(file=sys.stdout))))
     except (UpError, KvStoreError, EmbeddedRedisError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @app.command()
@@ -70,7 +71,7 @@ def status(
     try:
         body = asyncio.run(_get(f"{admin.rstrip('/')}/status"))
     except (aiohttp.ClientError, TimeoutError) as error:
-        _fail(f"no status from {admin}: {error}; is Headrace up, and is --admin its admin address?")
+        fail(f"no status from {admin}: {error}; is Headrace up, and is --admin its admin address?")
     if as_json:
         print(body.decode())
         return
@@ -121,7 +122,7 @@ def join(
     try:
         asyncio.run(run())
     except (KvStoreError, EngineNotAnsweringError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @config_app.command()
@@ -150,12 +151,7 @@ def _load(path: Path | None, overrides: list[str], pools: str | None) -> Config:
     try:
         return load_config(path, overrides, pools)
     except ConfigError as error:
-        _fail(str(error), code=2)
-
-
-def _fail(message: str, code: int = 1) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise typer.Exit(code)
+        fail(str(error), code=2)
 
 
 def main() -> None:

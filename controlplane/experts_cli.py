@@ -1,10 +1,9 @@
 """`headrace experts`: plan which rank holds which experts, try policies on recorded loads, see and change what is."""
 
 import asyncio
-import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import aiohttp
 import msgspec
@@ -12,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from controlplane.cli_error import fail
 from controlplane.placement.cost import Aim
 from controlplane.placement.eplb import linear
 from controlplane.placement.heat_map import LEGEND, heat_map
@@ -65,7 +65,7 @@ def plan(  # noqa: PLR0913  a command's options
         found = make_plan(planned_for, topology, prices, previous=before, max_moves=max_moves, aim=aim)
         took_s = time.perf_counter() - began_s
     except PlacementError as error:
-        _fail(str(error), code=2)
+        fail(str(error), code=2)
     if as_json:
         print(msgspec.json.encode({**describe_plan(found, topology, prices, scenarios), "plan_s": took_s}).decode())
         return
@@ -97,7 +97,7 @@ def simulate(
         }
         rows = {name: replay(windows, policy, topology, prices, start) for name, policy in policies.items()}
     except PlacementError as error:
-        _fail(str(error), code=2)
+        fail(str(error), code=2)
     if as_json:
         print(msgspec.json.encode(rows).decode())
         return
@@ -159,7 +159,7 @@ def apply(
     try:
         read_plan(plan_file)
     except PlacementError as error:
-        _fail(str(error), code=2)
+        fail(str(error), code=2)
     print(_ask("POST", f"{admin}/experts/{worker}/placement", plan_file.read_bytes()).decode())
 
 
@@ -224,9 +224,9 @@ def _ask(method: str, url: str, body: bytes | None = None) -> bytes:
     try:
         status, answer = asyncio.run(ask())
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        _fail(f"{url}: {error}; is Headrace up?")
+        fail(f"{url}: {error}; is Headrace up?")
     if status != 200:
-        _fail(_message(answer))
+        fail(_message(answer))
     return answer
 
 
@@ -236,8 +236,3 @@ def _message(answer: bytes) -> str:
     except (msgspec.DecodeError, KeyError, TypeError):
         return answer.decode(errors="replace")[:300]
     return str(found)
-
-
-def _fail(message: str, code: int = 1) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise typer.Exit(code)

@@ -1,14 +1,14 @@
 """`headrace explain` and `headrace replay`: why a request ran where it did, and whether it would again."""
 
 import asyncio
-import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 from urllib.parse import quote
 
 import aiohttp
 import typer
 
+from controlplane.cli_error import fail
 from controlplane.config import Config, ConfigError, load_config
 from kvstore.board import open_board
 from kvstore.errors import KvStoreError
@@ -40,7 +40,7 @@ def explain(
     try:
         tree = load_config(config, overrides or [])
     except ConfigError as error:
-        _fail(str(error), code=2)
+        fail(str(error), code=2)
     data = asyncio.run(_find(request_id, url or _router_url(tree), tree))
     if as_json:
         print(data.decode())
@@ -48,7 +48,7 @@ def explain(
     try:
         print(render_text(decode(data)), end="")
     except ValueError as error:
-        _fail(f"the record of {request_id} is of another version of headrace ({error}); --json shows it as it is")
+        fail(f"the record of {request_id} is of another version of headrace ({error}); --json shows it as it is")
 
 
 def replay(
@@ -60,7 +60,7 @@ def replay(
     """Tell a recording to the core again: 0 if it decides the same bit by bit, 1 if not, 2 if it cannot be read."""
     text, code = tell_again(file, policy)
     if code == 2:
-        _fail(text, code)
+        fail(text, code)
     print(text)
     if code:
         raise typer.Exit(code)
@@ -96,7 +96,7 @@ async def _find(request_id: str, url: str, tree: Config) -> bytes:
         data, missing_there = await _from_redis(request_id, tree)
         missing += f"\nerror: {missing_there}"
     if data is None:
-        _fail(missing)
+        fail(missing)
     return data
 
 
@@ -176,8 +176,3 @@ def _compared(file: Path, policy: str, found: Comparison) -> str:
 
 def _ended(end: End | None) -> str:
     return "" if end is None or end.reason == "stopped" else f" (the recording is incomplete: {end.reason})"
-
-
-def _fail(message: str, code: int = 1) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise typer.Exit(code)

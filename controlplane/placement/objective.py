@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from controlplane.placement.parts import shares_of
 from controlplane.placement.types import EMPTY, Placement, Shares, Slots, Tokens, Topology
 
 
@@ -41,9 +42,7 @@ class Prices:
 
 def equal_shares(slots: Slots, num_experts: int) -> Shares:
     """Engines without a say split an expert's tokens equally among its replicas."""
-    counts = Placement(slots, num_experts, 1).replica_counts
-    layers = np.arange(len(slots))[:, None]
-    return np.where(slots == EMPTY, 0.0, 1.0 / np.maximum(counts, 1)[layers, np.maximum(slots, 0)])
+    return shares_of(slots, np.ones_like(slots), num_experts)
 
 
 def rank_loads(placement: Placement, topology: Topology, tokens: Tokens) -> NDArray[np.float64]:

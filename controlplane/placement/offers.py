@@ -22,7 +22,6 @@ class Offers:
     is_bounded: bool
     best_slots: Slots = field(init=False)
     best_s: Floats = field(init=False)
-    origin: list[str] = field(init=False)  # of each layer's best
     _layers: list[Ints] = field(default_factory=list)
     _slots: list[Slots] = field(default_factory=list)
     _total_s: list[Floats] = field(default_factory=list)
@@ -33,16 +32,13 @@ class Offers:
         num_layers = self.costs.tokens.shape[1]
         self.best_slots = np.zeros((num_layers, self.costs.topology.num_slots), dtype=np.int64)
         self.best_s = np.full(num_layers, np.inf)
-        self.origin = [""] * num_layers
 
-    def add(self, name: str, layers: Ints, slots: Slots) -> None:
+    def add(self, layers: Ints, slots: Slots) -> None:
         """Offer these layers a plan each."""
         total_s = self.costs.at(layers).terms(slots).total_s
         better = np.flatnonzero(total_s < self.best_s[layers])
         self.best_s[layers[better]] = total_s[better]
         self.best_slots[layers[better]] = slots[better]
-        for layer in layers[better]:
-            self.origin[layer] = name
         if self.is_bounded:
             self._layers.append(layers)
             self._slots.append(slots)

@@ -6,7 +6,6 @@
 Only what is named here up to `shares` is read back; the rest is for people and other programs. -1: a dead rank's slot.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,13 +29,8 @@ class _Wire(msgspec.Struct):
     shares: list[list[float]] | None = None
 
 
-def encode_plan(plan: Plan, topology: Topology, prices: Prices, scenarios: Sequence[Scenario]) -> bytes:
-    """The plan, and what is expected of it under these loads."""
-    return json.dumps(describe_plan(plan, topology, prices, scenarios)).encode()
-
-
 def describe_plan(plan: Plan, topology: Topology, prices: Prices, scenarios: Sequence[Scenario]) -> dict[str, Any]:
-    """As plain values."""
+    """The plan, and what is expected of it under these loads, as plain values."""
     placement, terms = plan.placement, plan.terms
     redundant = len(topology.live_slots) - placement.num_experts
     return {

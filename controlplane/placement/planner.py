@@ -83,7 +83,7 @@ def plan(
     base = None if previous is None else repaired(costs, previous)
     offers = Offers(costs, previous, is_bounded=max_moves is not None and previous is not None)
     if base is not None:
-        offers.add("the last plan", np.arange(len(base)), base)
+        offers.add(np.arange(len(base)), base)
     _search(costs, offers, base, max_moves)
     chosen = offers.best_slots if base is None or max_moves is None else offers.within(max_moves)
     return _described(chosen, offers, prices, scenarios, base)
@@ -93,17 +93,17 @@ def _search(costs: Costs, offers: Offers, base: Slots | None, max_moves: int | N
     """Fill the offers."""
     num_layers = costs.tokens.shape[1]
     every = np.arange(num_layers)
-    for name, slots in starts(costs).items():
-        offers.add(name, every, slots)
+    for slots in starts(costs):
+        offers.add(every, slots)
     best = offers.best_slots.copy()
     num_steps = _steps(costs) // (1 if base is None else 2)
     if not offers.is_bounded or int(offers.moves(every, best).sum()) <= (max_moves or 0):
-        _descend(offers, "a search", best, num_steps, is_frugal=False)
+        _descend(offers, best, num_steps, is_frugal=False)
     if base is not None:
-        _descend(offers, "a search from the last plan", base, num_steps, is_frugal=offers.is_bounded)
+        _descend(offers, base, num_steps, is_frugal=offers.is_bounded)
 
 
-def _descend(offers: Offers, name: str, slots: Slots, num_steps: int, *, is_frugal: bool) -> None:
+def _descend(offers: Offers, slots: Slots, num_steps: int, *, is_frugal: bool) -> None:
     """Offer what a search finds from here on.
 
     A split that evens out loads hides which step helps: so the search goes as if tokens were split equally first, and
@@ -117,15 +117,15 @@ def _descend(offers: Offers, name: str, slots: Slots, num_steps: int, *, is_frug
         for number, seen in enumerate(Search(equally, log2_power).descend(slots, num_steps, is_frugal=is_frugal)):
             here[seen.layers] = seen.slots
             if not costs.aim.splits_best:
-                offers.add(name, seen.layers, seen.slots)
+                offers.add(seen.layers, seen.slots)
             elif number % _OFFERED == 0:
-                offers.add(name, every, here.copy())
+                offers.add(every, here.copy())
         slots = here
     if costs.aim.splits_best:
-        offers.add(name, every, slots)
+        offers.add(every, slots)
         slots = offers.best_slots.copy()
         for seen in Search(costs, _LOG2_POWERS[-1]).descend(slots, num_steps, is_frugal=is_frugal):
-            offers.add(name, seen.layers, seen.slots)
+            offers.add(seen.layers, seen.slots)
 
 
 def _steps(costs: Costs) -> int:

@@ -226,8 +226,7 @@ class _Best:
 def _solve(placement: Placement, topology: Topology, loads: Floats) -> _Best:
     """The linear program of each layer for (loads, layers, experts)."""
     pairs = Pairs.of(placement, len(topology.ranks))
-    counts = Placement(placement.slots, placement.num_experts, placement.slots_per_rank).replica_counts
-    part = pairs.num_slots / counts[pairs.layer, pairs.expert]
+    part = pairs.num_slots / placement.replica_counts[pairs.layer, pairs.expert]
     bounds = np.zeros(placement.num_layers)
     ends = np.searchsorted(pairs.layer, np.arange(placement.num_layers + 1))
     for layer in range(placement.num_layers):

@@ -17,16 +17,14 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def starts(costs: Costs) -> dict[str, Slots]:
+def starts(costs: Costs) -> list[Slots]:
     """Plans made from nothing."""
     topology, mean, most = costs.topology, costs.expected, envelope(costs.tokens)
-    found = {"EPLB": eplb_global(mean, topology).slots}
+    found = [eplb_global(mean, topology).slots, vector_lpt(costs, mean)]
     if mean.shape[1] % costs.aim.num_groups == 0:
-        found["hierarchical EPLB"] = eplb_hierarchical(mean, topology, costs.aim.num_groups).slots
-    found["LPT"] = vector_lpt(costs, mean)
+        found.insert(1, eplb_hierarchical(mean, topology, costs.aim.num_groups).slots)
     if len(costs.tokens) > 1:
-        found["EPLB of the largest loads"] = eplb_global(most, topology).slots
-        found["LPT of the largest loads"] = vector_lpt(costs, most)
+        found += [eplb_global(most, topology).slots, vector_lpt(costs, most)]
     return found
 
 

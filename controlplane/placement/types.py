@@ -6,6 +6,7 @@ numbered over the ranks: slot s lies on rank s // slots_per_rank. Arrays are (la
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ Slots = NDArray[np.int64]  # (layers, slots): the logical expert in each; EMPTY 
 Shares = NDArray[np.float64]  # (layers, slots): part of its expert's tokens that a slot takes
 
 EMPTY = -1
+
+_Number = TypeVar("_Number", np.int64, np.float64)
 
 _MOST_TOKENS = 1e18  # no window has as many, and sums of them are finite
 
@@ -118,10 +121,15 @@ class Placement:
     @property
     def replica_counts(self) -> NDArray[np.int64]:
         """(layers, experts) slots of each expert."""
-        counts = np.zeros((self.num_layers, self.num_experts), dtype=np.int64)
-        layer, slot = np.nonzero(self.slots != EMPTY)
-        np.add.at(counts, (layer, self.slots[layer, slot]), 1)
-        return counts
+        return sum_by_expert(self.slots, np.ones_like(self.slots), self.num_experts)
+
+
+def sum_by_expert(slots: Slots, values: NDArray[_Number], num_experts: int) -> NDArray[_Number]:
+    """(layers, experts): values of slots, over the slots of each expert."""
+    sums = np.zeros((len(slots), num_experts), dtype=values.dtype)
+    layer, slot = np.nonzero(slots != EMPTY)
+    np.add.at(sums, (layer, slots[layer, slot]), values[layer, slot])
+    return sums
 
 
 def check_tokens(tokens: Tokens, name: str = "load", *, shape: tuple[int, int] | None = None) -> None:
@@ -192,9 +200,7 @@ def scenario_tokens(scenarios: Sequence[Scenario]) -> NDArray[np.float64]:
 def _check_shares(placement: Placement, shares: Shares) -> None:
     if shares.shape != placement.slots.shape or not np.isfinite(shares).all() or (shares < 0.0).any():
         raise PlacementError(f"shares of shape {shares.shape}, expected {placement.slots.shape}, none below 0")
-    sums = np.zeros((placement.num_layers, placement.num_experts))
-    layer, slot = np.nonzero(placement.slots != EMPTY)
-    np.add.at(sums, (layer, placement.slots[layer, slot]), shares[layer, slot])
+    sums = sum_by_expert(placement.slots, shares, placement.num_experts)
     off = np.argwhere(np.abs(sums - 1.0) > 1e-6)
     if len(off):
         raise PlacementError(f"layer {int(off[0][0])}: the shares of expert {int(off[0][1])} do not add up to 1")

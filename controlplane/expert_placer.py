@@ -123,7 +123,8 @@ class ExpertPlacer:
                 await self._take_in(worker, report, now_s)
             except (PlacementError, WorkerError) as error:
                 _log.warning("experts of %s: %s", worker_id, error)
-                self._engines[worker_id].decision = f"failed: {error}"
+                if worker_id in self._engines:  # else no plan can be made for an engine of this shape
+                    self._engines[worker_id].decision = f"failed: {error}"
 
     async def place(self, worker_id: WorkerId, placement: Placement) -> PlacementReply:
         """Put experts where an operator wants them. Raises KeyError, PlacementError and WorkerError."""

@@ -206,6 +206,21 @@ def test_an_engine_without_experts_is_left_alone() -> None:
     run(test)
 
 
+def test_ranks_that_do_not_divide_over_machines_are_said_and_other_engines_go_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test(world: World) -> None:
+        async with FakeExperts(3, 64, 9, 8).serving() as odd:
+            other = make_worker("a0")  # looked at first
+            other = replace(other, spec=replace(other.spec, address=odd.address))
+            engine = world.placer.workers
+            world.placer.workers = lambda: [other, *engine()]
+            assert await world.look() == "too little load so far"
+        assert "experts of a0: 9 ranks do not divide over 2 nodes" in caplog.text
+
+    run(test, SETTINGS.model_copy(update={"ranks_per_node": 4}))
+
+
 def test_an_engine_that_left_is_forgotten() -> None:
     async def test(world: World) -> None:
         await world.look()

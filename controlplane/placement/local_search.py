@@ -71,7 +71,7 @@ class Search:
         self._node_s = costs.crossing_s / (num_nodes * topology.speeds.sum()) if num_nodes > 1 else 0.0
         self._has_moving = bool(costs.moving_s.any())
         self._least_gain = _LEAST_GAIN * costs.even_s
-        self._most_fails = min(self._num_live // 2, _MOST_PAIRINGS) + 2
+        self._most_fails = max(min(self._num_live // 2, _MOST_PAIRINGS) + 2, _CYCLE * _RANKS_TRIED)
 
     def descend(self, slots: Slots, steps: int, *, is_frugal: bool) -> Iterator[Visited]:
         """Every plan on the way, the first included. Frugal: one swap a step, so that the plans lie close."""

@@ -20,8 +20,8 @@ alone is over its target can never be promised; one that asked for nothing is se
 Order of calls, for one model pool with a `WaitingQueue`, a `TenantShares` and an `Appointments`:
 
 on arrival
-  1. `shares.asked(tenant, weight, cost_s, now_s)`
-  2. `appointments.due_in_s(tenant, key, now_s)`: 0.0 makes `Standing.is_due`; None or later is a newcomer
+  1. `appointments.due_in_s(tenant, key, now_s)`: 0.0 makes `Standing.is_due`; None or later is a newcomer
+  2. unless it has a place, `shares.asked(tenant, weight, cost_s, now_s)`
   3. `decide(...)`, with `PoolWork.aside` from `appointments.aside()`
   4. Admit, or Wait with a promise: `appointments.take(tenant, key)`, `shares.charge(tenant, cost_s, now_s)`.
      Reject with `ask_again_in_s` not None: if it came early, `retry_after_s` is what `due_in_s` said and its place
@@ -49,6 +49,7 @@ from math import isinf
 from typing import NamedTuple
 
 from router.appointments import Offer
+from router.fairness import Share
 from router.queue import Newcomer, PoolWork, WaitingQueue
 
 
@@ -73,6 +74,16 @@ class Rules:
     top_value: float = 1.0  # the highest of any class
     max_queued: int = 10_000
 
+    def fill_of(self, share: Share) -> float:
+        """Less for a tenant that asks for more than its share, and again less once it has had it.
+
+        With one step only, either those that ask for less would find the room full whenever the others are short, or
+        these would not be told apart.
+        """
+        if share is Share.OVER:
+            return self.over_share_fill**2
+        return self.over_share_fill if share is Share.SHORT else 1.0
+
 
 class Standing(NamedTuple):
     """Who asks, as far as it matters here."""
@@ -83,7 +94,7 @@ class Standing(NamedTuple):
     expires_at_s: float
     best_effort_ok: bool
     is_implicit: bool = False  # it asked for nothing: the targets are the default class's
-    is_over_share: bool = False
+    share: Share = Share.FREE
     is_due: bool = False  # it was told to come back, and is in time
 
 
@@ -107,6 +118,7 @@ class Basis(NamedTuple):
     allowed_wait_s: float  # with the margin and the fill
     least_slack_s: float  # of the promises behind it; inf: none
     num_ahead: int  # promises that go first
+    left_slack_s: float = 0.0  # that it has to leave of it, as it leaves a part of the waiting room
     room_in_s: float = 0.0  # of the wait, until there is room in a decode batch; inf: not foreseen
 
 
@@ -181,7 +193,8 @@ def _forecast(
 ) -> tuple[Basis, bool]:
     """The numbers, and whether it would be dispatched at once."""
     allowed_s = standing.ttft_s if standing.is_due else standing.ttft_s / (1.0 + rules.margin)
-    allowed_wait_s = _fill(standing, rules) * (allowed_s - outlook.own_s)
+    fill, longest_wait_s = _fill(standing, rules), allowed_s - outlook.own_s
+    allowed_wait_s = fill * longest_wait_s
     if standing.is_due:
         pool = replace(pool, aside=None)
     newcomer = Newcomer(outlook.cost_s, now_s + standing.ttft_s, now_s + allowed_wait_s)
@@ -197,17 +210,22 @@ def _forecast(
         allowed_wait_s=allowed_wait_s,
         least_slack_s=probe.least_slack_s,
         num_ahead=probe.num_ahead,
+        left_slack_s=(1.0 - fill) * longest_wait_s if fill < 1.0 else 0.0,
         room_in_s=probe.room_in_s,
     )
     return basis, is_first
 
 
 def _fill(standing: Standing, rules: Rules) -> float:
-    """The part of the waiting room that it may use. A client that was told to come back has its place in it."""
-    if standing.is_due:
+    """The part of the waiting room that it may use.
+
+    All of it, whatever its class, for a client that was told to come back, which has its place in it, and for a tenant
+    that asks for no more than its share: it is for these that the others leave room.
+    """
+    if standing.is_due or standing.share is Share.WITHIN:
         return 1.0
     of_class = 1.0 if standing.value >= rules.top_value else rules.lower_value_fill
-    return of_class * (rules.over_share_fill if standing.is_over_share else 1.0)
+    return of_class * rules.fill_of(standing.share)
 
 
 _Refusal = tuple[Cause, str]
@@ -236,11 +254,15 @@ def _not_now(standing: Standing, outlook: Outlook, rules: Rules, basis: Basis) -
         return Cause.TPOT_INFEASIBLE, f"room in a decode batch at {standing.tpot_s:g} s a token {when}"
     if basis.wait_s > basis.allowed_wait_s:
         waits = f"it would wait {basis.wait_s:.3f} s, allowed are {basis.allowed_wait_s:.3f} s"
-        if standing.is_over_share and basis.wait_s * rules.over_share_fill <= basis.allowed_wait_s:
-            return Cause.OVER_SHARE, f"{waits} for a tenant over its share"
+        if rules.fill_of(standing.share) < 1.0 and basis.wait_s * rules.fill_of(standing.share) <= basis.allowed_wait_s:
+            return Cause.OVER_SHARE, f"{waits} for a tenant that asks for more than its share"
         return Cause.TTFT_INFEASIBLE, f"{waits} of a target of {standing.ttft_s:g} s"
     if basis.least_slack_s < 0.0:
         return Cause.TTFT_INFEASIBLE, f"a promise behind it would be late by {-basis.least_slack_s:.3f} s"
+    if basis.least_slack_s < basis.left_slack_s:
+        cause = Cause.TTFT_INFEASIBLE if standing.share is Share.FREE else Cause.OVER_SHARE
+        left = f"{basis.least_slack_s:.3f} s of slack, {basis.left_slack_s:.3f} s are to be left for others"
+        return cause, f"a promise behind it would have {left}"
     return None
 
 

@@ -108,8 +108,9 @@ class AdmissionDesk:
         if pool is None:
             pool = self._pools[request.model] = _Pool(self._settings, self._rules)
         terms, cost_s = request.terms, max(_LEAST_WORK_S, forecast.work_s)
-        self._shares.asked(terms.tenant, terms.weight, cost_s, now_s)
         due_in_s = pool.places.due_in_s(terms.tenant, request.digest, now_s)
+        if due_in_s is None:  # who comes back asks for the same as before
+            self._shares.asked(terms.tenant, terms.weight, cost_s, now_s)
         outlook = Outlook(
             ttft_s=forecast.ttft_s + pool_state.late_s,
             cost_s=cost_s,
@@ -278,7 +279,7 @@ class AdmissionDesk:
             expires_at_s=now_s + terms.deadline_s,
             best_effort_ok=terms.best_effort_ok,
             is_implicit=request.terms_implicit,
-            is_over_share=self._shares.is_over_share(terms.tenant, now_s),
+            share=self._shares.share(terms.tenant, now_s),
             is_due=is_due,
         )
 

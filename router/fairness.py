@@ -3,11 +3,10 @@
 Usage is admitted work in seconds and demand is asked work; both decay with a half-life. What was admitted of late is
 what there was to share out. The level L of max-min fairness with weights solves sum(min(demand, weight * L)) = sum of
 usage over the active tenants: those who ask for less than weight * L get what they ask for, the others get that much.
-A tenant that has had more than weight * L is over its share.
 
 That is made true by trunk reservation (Key 1990, "Optimal control and trunk reservation in loss networks"): a tenant
-over its share may fill a part of the waiting room only, so that one under its share always finds room. Nothing is
-refused for fairness while there is room for all.
+that asks for more than weight * L may fill a part of the waiting room only, and less of it once it has had that much.
+So one that asks for no more always finds room. Nothing is refused for fairness while there is room for all.
 
 Sums are kept undecayed, in units that grow with time instead ("forward decay", Cormode et al. 2009): an entry is
 written once, and all tenants are compared without touching them.
@@ -21,7 +20,8 @@ Invariants
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import log2
+from enum import StrEnum
+from math import isinf, log2
 
 _REBASE_AT = 256.0  # half-lives: floats have room for four times as many
 _FLOAT_HALF_LIVES = 1000.0  # as many as a float can count
@@ -29,6 +29,15 @@ _MANY = 16  # tenants; with more, the level is computed again only every so ofte
 _REFRESH_S = 0.25
 _REFRESH_BY_TENANT_S = 0.0005
 _TOLERANCE = 1e-9
+
+
+class Share(StrEnum):
+    """What a tenant asks for and has had, by its max-min fair share of what was given out of late."""
+
+    FREE = "free"  # there is enough for all
+    WITHIN = "within"  # there is not, but for what it asks, which is no more than its share
+    SHORT = "short"  # it asks for more than its share, and has not had that
+    OVER = "over"  # it asks for more, and has had more
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +85,7 @@ class TenantShares:
         return len(self._accounts)
 
     def asked(self, tenant: str, weight: float, work_s: float, now_s: float) -> None:
-        """A request has arrived, whatever will become of it."""
+        """A request has arrived, whatever will become of it. Not for one that comes back as it was told."""
         growth = self._growth(now_s)  # first: it may rebase all accounts
         account = self._accounts.setdefault(tenant, _Account())
         self._accounts.move_to_end(tenant)
@@ -103,23 +112,29 @@ class TenantShares:
             account.used = max(0.0, account.used - work_s * growth)
             self._is_stale = True
 
-    def is_over_share(self, tenant: str, now_s: float) -> bool:
-        """It has had more than its max-min fair share of what was given out of late."""
+    def share(self, tenant: str, now_s: float) -> Share:
+        """Where it stands."""
         account = self._accounts.get(tenant)
         if account is None or (len(self._accounts) == 1 and not self._reports):  # all there is, is its share
-            return False
+            return Share.FREE
         self._refresh(now_s)
-        return self._used_s(tenant, account, now_s) > account.weight * self._level_s * (1.0 + _TOLERANCE)
+        if isinf(self._level_s):
+            return Share.FREE
+        other, growth = self._others.get(tenant, _NOTHING), self._growth(now_s)
+        share_s = account.weight * self._level_s * (1.0 + _TOLERANCE)
+        if (account.asked + other.asked) / growth <= share_s:
+            return Share.WITHIN
+        return Share.OVER if (account.used + other.used) / growth > share_s else Share.SHORT
 
     def back_in_s(self, tenant: str, now_s: float) -> float:
         """Predicted seconds until it is no longer over its share if it gets nothing and the others go on."""
-        account = self._accounts.get(tenant)
-        if account is None or not self.is_over_share(tenant, now_s):
+        if self.share(tenant, now_s) is not Share.OVER:
             return 0.0
+        account, other = self._accounts[tenant], self._others.get(tenant, _NOTHING)
         allowed_s = account.weight * self._level_s
         if allowed_s <= 0.0:
             return self._half_life_s
-        return self._half_life_s * log2(self._used_s(tenant, account, now_s) / allowed_s)
+        return self._half_life_s * log2((account.used + other.used) / self._growth(now_s) / allowed_s)
 
     def fraction(self, tenant: str, now_s: float) -> float:
         """Its weight among the active tenants: the part that it gets when all of them want more than there is."""
@@ -176,10 +191,6 @@ class TenantShares:
                 account.used *= shrink
                 account.asked *= shrink
         return float(2.0**half_lives)
-
-    def _used_s(self, tenant: str, account: _Account, now_s: float) -> float:
-        other = self._others.get(tenant)
-        return (account.used + (other.used if other else 0.0)) / self._growth(now_s)
 
     def _active(self, now_s: float) -> dict[str, _Account]:
         active = {}

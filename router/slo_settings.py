@@ -65,7 +65,11 @@ class FairnessSettings(BaseModel):
     window_s: float = Field(60.0, ge=1, le=3600, description="a tenant that has not asked for this long has no share")
     max_tenants: int = Field(10_000, ge=2, le=1_000_000, description="tenants remembered; the longest silent go first")
     over_share_fill: float = Field(
-        0.5, gt=0, le=1, description="part of its target that a tenant over its share may wait; the rest is the others'"
+        0.5,
+        gt=0,
+        le=1,
+        description="part of its target that a tenant may wait which asks for more than its share; squared once it has "
+        "had that. The rest is the others'",
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from kvstore.types import RequestId
 from router.admission import Admit, Decision, Outlook, Reject, Rules, Standing, Wait, decide
 from router.appointments import Appointments, Ask
-from router.fairness import TenantShares
+from router.fairness import Share, TenantShares
 from router.queue import PoolWork, QueueEntry, WaitingQueue
 
 
@@ -101,15 +101,16 @@ class World:
         return done
 
     def _arrive(self, job: Job, now_s: float) -> None:
-        self.shares.asked(job.tenant, job.weight, job.cost_s, now_s)
         due_in_s = self.places.due_in_s(job.tenant, job.key, now_s)
+        if due_in_s is None:
+            self.shares.asked(job.tenant, job.weight, job.cost_s, now_s)
         standing = Standing(
             job.ttft_s,
             float("inf"),
             job.value,
             now_s + job.deadline_s,
             job.best_effort_ok,
-            is_over_share=self.is_fair and self.shares.is_over_share(job.tenant, now_s),
+            share=self.shares.share(job.tenant, now_s) if self.is_fair else Share.FREE,
             is_due=due_in_s == 0.0,
         )
         pool = self._pool(now_s)

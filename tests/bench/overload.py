@@ -14,14 +14,14 @@ import json
 import random
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
+from router.fairness import fair_level
 from tests.fleet import MODEL, Fleet, fleet
 from workers.fake import Plan
 from workers.fake.plan import Timing
@@ -65,6 +65,7 @@ class Answer:
     tpot_s: float = 0.0
     retry_after_s: float | None = None
     has_place: bool = False
+    answered_at_s: float = float("inf")  # of the trace
     came_back: "Answer | None" = None
 
     @property
@@ -91,7 +92,6 @@ class Row:
     rejected: int
     told_when: int
     came_back_admitted: float
-    tenants: dict[str, float] = field(default_factory=dict)
 
 
 def arrivals(seconds: float, seed: int = 7) -> list[Arrival]:
@@ -107,14 +107,16 @@ def arrivals(seconds: float, seed: int = 7) -> list[Arrival]:
     return made
 
 
-async def ask(made: Fleet, arrival: Arrival) -> Answer:
+async def ask(made: Fleet, arrival: Arrival, began_s: float) -> Answer:
     """One streamed request, timed by its client; one that is told when comes back then."""
-    answer = Answer(arrival)
+    answer = last = Answer(arrival)
     await once(made, arrival, answer)
     if answer.status == 429 and answer.retry_after_s is not None and answer.has_place:
         await asyncio.sleep(answer.retry_after_s)
-        answer.came_back = Answer(arrival)
-        await once(made, arrival, answer.came_back)
+        answer.came_back = last = Answer(arrival)
+        await once(made, arrival, last)
+    if last.status == 200:
+        answer.answered_at_s = time.perf_counter() - began_s
     return answer
 
 
@@ -164,7 +166,7 @@ async def run(trace: Sequence[Arrival], *, admission: bool) -> list[Answer]:
             tasks = []
             for arrival in trace:
                 await asyncio.sleep(max(0.0, arrival.at_s - (time.perf_counter() - began_s)))
-                tasks.append(asyncio.create_task(ask(made, arrival)))
+                tasks.append(asyncio.create_task(ask(made, arrival, began_s)))
             return list(await asyncio.gather(*tasks))
 
 
@@ -193,24 +195,30 @@ def rows(answers: Sequence[Answer], admission: str) -> list[Row]:
                 rejected=len(rejected),
                 told_when=sum(answer.retry_after_s is not None for answer in rejected),
                 came_back_admitted=round(sum(a.status == 200 for a in back) / len(back), 3) if back else float("nan"),
-                tenants=_shares(served),
             )
         )
     return made
 
 
-def let_in_at_once(answers: Sequence[Answer]) -> dict[str, float]:
-    """By tenant, the part of its requests that asked for a promise and got it when they first came."""
-    made = {}
+def shares(answers: Sequence[Answer], admission: str) -> list[dict[str, Any]]:
+    """By tenant, of what it had asked by the end of the arrivals: what was answered by then, and what max-min gives it.
+
+    And the part of its requests for a promise that got one when they first came.
+    """
+    until_s = max(answer.arrival.at_s for answer in answers)
+    asked = {tenant: [a for a in answers if a.arrival.tenant == tenant] for tenant in TENANTS}
+    answered = {tenant: sum(a.answered_at_s <= until_s for a in asked[tenant]) for tenant in TENANTS}
+    level = fair_level([(float(len(asked[tenant])), 1.0) for tenant in TENANTS], float(sum(answered.values())))
+    made = []
     for tenant in TENANTS:
-        asked = [a for a in answers if a.arrival.tenant == tenant and a.arrival.service_class != "batch"]
-        made[tenant] = round(sum(a.status == 200 for a in asked) / max(1, len(asked)), 2)
+        promises = [a for a in asked[tenant] if a.arrival.service_class != "batch"]
+        at_once = round(sum(a.status == 200 for a in promises) / max(1, len(promises)), 2)
+        fair = round(min(level, len(asked[tenant])))
+        made.append(
+            {"admission": admission, "tenant": tenant, "asked": len(asked[tenant]), "answered": answered[tenant],
+             "max_min": fair, "let_in_at_once": at_once}
+        )  # fmt: skip
     return made
-
-
-def _shares(served: Sequence[Answer]) -> dict[str, float]:
-    counts = Counter(answer.arrival.tenant for answer in served)
-    return {tenant: round(counts[tenant] / max(1, counts.total()), 2) for tenant in TENANTS}
 
 
 def main() -> None:
@@ -219,12 +227,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     trace = arrivals(parser.parse_args().seconds)
     table: list[Row] = []
-    shares = {}
+    tenants: list[dict[str, Any]] = []
     for admission in (True, False):
         answers = asyncio.run(run(trace, admission=admission))
         name = "on" if admission else "off"
         table += rows(answers, name)
-        shares[name] = let_in_at_once(answers)
+        tenants += shares(answers, name)
     print(
         f"{WORKERS} workers, {CAPACITY_PER_S:g} prompts/s at most, {OVERLOAD:g} times that offered; of it"
         f" {TENANTS['loud']:.0%} by one tenant and {TENANTS['quiet']:.0%} by another"
@@ -239,8 +247,16 @@ def main() -> None:
             f"{row.promises_kept:>7.3f}{row.met_both_targets:>9}{row.ttft_p50_s:>9.2f}{row.ttft_p99_s:>8.2f}"
             f"{row.rejected:>6}{row.told_when:>6}{row.came_back_admitted:>8.3f}"
         )
-    print(f"let in when they first came: {shares}; max-min fair: all of the quiet, the rest is the loud one's")
-    print(json.dumps({"bench": "overload", "rows": [vars(row) for row in table], "let_in_at_once": shares}))
+    print(
+        "\nBy the end of the arrivals; max-min: the fair part of what was answered by then. Batch is never turned away."
+    )
+    print(f"{'admission':<10}{'tenant':<12}{'asked':>8}{'answered':>9}{'max-min':>9}{'let in at once':>16}")
+    for item in tenants:
+        print(
+            f"{item['admission']:<10}{item['tenant']:<12}{item['asked']:>8}{item['answered']:>9}{item['max_min']:>9}"
+            f"{item['let_in_at_once']:>16.2f}"
+        )
+    print(json.dumps({"bench": "overload", "rows": [vars(row) for row in table], "tenants": tenants}))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from kvstore.types import RequestId
 from router.admission import Admit, Outlook, Reject, Rules, Standing, Wait, decide
 from router.decode_room import DecodeRoom
 from router.demand import Aside, Seconds
+from router.fairness import Share
 from router.queue import PoolWork, QueueEntry, WaitingQueue
 from tests.admission_world import Job, World
 
@@ -27,7 +28,7 @@ standings = st.builds(
     expires_at_s=st.sampled_from([NOW_S, NOW_S + 60.0]),
     best_effort_ok=st.booleans(),
     is_implicit=st.booleans(),
-    is_over_share=st.booleans(),
+    share=st.sampled_from(Share),
     is_due=st.booleans(),
 )
 outlooks = st.builds(
@@ -105,8 +106,9 @@ def test_nothing_is_promised_that_the_model_says_breaks_a_promise(
     assert stretch * len(ahead) + 1 <= by_then + 1e-6, "no room in a decode batch in time"
     if not standing.is_due:  # of those, only the work set aside is their own
         room_s = deadline_s / (1.0 + RULES.margin) - outlook.own_s
-        room_s *= RULES.over_share_fill if standing.is_over_share else 1.0
-        room_s *= RULES.lower_value_fill if standing.value < RULES.top_value else 1.0
+        room_s *= RULES.fill_of(standing.share)
+        is_lower = standing.value < RULES.top_value and standing.share is not Share.WITHIN
+        room_s *= RULES.lower_value_fill if is_lower else 1.0
         aside_s = min(set_aside_s(NOW_S + room_s), 0.5 * len(free_in_s) * room_s)
         assert wait_s + (aside_s / len(free_in_s) if isinstance(decision, Admit) else 0.0) <= room_s + 1e-9
     work_s = stretch * (sum(cost_s for cost_s, _ in ahead) + outlook.cost_s)

@@ -1,5 +1,6 @@
 """Shares against sums that are decayed one by one, against water-filling by trial, and in a simulated overload."""
 
+from math import isinf
 from random import Random
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.admission import Rules
-from router.fairness import TenantShares, TenantUsage, fair_level
+from router.fairness import Share, TenantShares, TenantUsage, fair_level
 from tests.admission_world import Job, World
 
 HALF_LIFE_S = 8.0
@@ -64,6 +65,7 @@ def test_usage_is_the_sum_of_what_was_charged_each_faded_by_its_age(
         ages_s = [(now_s - at_s, amount) for at_s, name, amount in items if name == tenant]
         return float(sum(amount * 0.5 ** (age_s / HALF_LIFE_S) for age_s, amount in ages_s))
 
+    is_alone = len({name for _, name, _ in asked}) == 1 and not remote
     remote = {tenant: item for tenant, item in remote.items() if item[0] >= now_s - 20.0}
     active = {tenant for at_s, tenant, _ in asked if at_s >= now_s - 20.0}
     report = shares.report(now_s)
@@ -80,9 +82,11 @@ def test_usage_is_the_sum_of_what_was_charged_each_faded_by_its_age(
     wanted = {t: (faded(asked, t) if t in active else 0.0) + 2 * of_others(t) for t in counted}
     level = fair_level([(wanted[t], TENANTS[t]) for t in counted], sum(total.values()))
     for tenant in {name for _, name, _ in asked}:
-        had = faded(used, tenant) + of_others(tenant)
-        if had != pytest.approx(TENANTS[tenant] * level, rel=1e-6):
-            assert shares.is_over_share(tenant, now_s) == (had > TENANTS[tenant] * level)
+        share_s = TENANTS[tenant] * level
+        wants_s, had_s = faded(asked, tenant) + 2 * of_others(tenant), faded(used, tenant) + of_others(tenant)
+        if share_s not in (pytest.approx(wants_s, rel=1e-6), pytest.approx(had_s, rel=1e-6)):
+            expected = Share.WITHIN if wants_s < share_s else Share.OVER if had_s > share_s else Share.SHORT
+            assert shares.share(tenant, now_s) is (Share.FREE if is_alone or isinf(level) else expected)
 
 
 @pytest.mark.parametrize(

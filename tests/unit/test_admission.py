@@ -10,6 +10,7 @@ from router.admission import Admit, Cause, Decision, Outlook, Reject, Rules, Sta
 from router.appointments import Offer
 from router.decode_room import DecodeRoom
 from router.demand import Aside
+from router.fairness import Share
 from router.queue import PoolWork, QueueEntry, WaitingQueue
 
 NOW_S = 100.0
@@ -90,21 +91,34 @@ def test_classes_of_less_value_and_tenants_over_their_share_leave_room() -> None
 
     assert most_wait_s(CHAT) == 7.0
     assert most_wait_s(CHAT._replace(value=1.0)) == pytest.approx(5.6)
-    assert most_wait_s(CHAT._replace(is_over_share=True)) == 3.5
-    assert most_wait_s(CHAT._replace(value=1.0, is_over_share=True)) == pytest.approx(2.8)
-    assert most_wait_s(CHAT._replace(value=1.0, is_over_share=True, is_due=True)) == 9.0  # nor a margin
+    assert most_wait_s(CHAT._replace(share=Share.SHORT)) == 3.5
+    assert most_wait_s(CHAT._replace(value=1.0, share=Share.SHORT)) == pytest.approx(2.8)
+    assert most_wait_s(CHAT._replace(value=1.0, share=Share.OVER)) == pytest.approx(1.4)
+    assert most_wait_s(CHAT._replace(value=1.0, share=Share.WITHIN)) == 7.0
+    assert most_wait_s(CHAT._replace(value=1.0, share=Share.OVER, is_due=True)) == 9.0  # nor a margin
 
 
 def test_an_idle_pool_takes_whatever_it_can_do_in_time_whoever_asks() -> None:
-    poor = CHAT._replace(value=0.1, is_over_share=True)
+    poor = CHAT._replace(value=0.1, share=Share.OVER)
     assert isinstance(decided(poor, Outlook(7.9, 7.9, 7.9)), Admit)
 
 
 def test_over_share_is_the_cause_only_where_another_tenant_would_be_let_in() -> None:
-    greedy = CHAT._replace(is_over_share=True)
+    greedy = CHAT._replace(share=Share.OVER)
     reject = refused(decided(greedy, BUSY, free_in_s=4.0))
     assert (reject.cause, reject.ask_again_in_s) == (Cause.OVER_SHARE, 0.0)
     assert refused(decided(greedy, BUSY, free_in_s=8.0)).cause is Cause.TTFT_INFEASIBLE
+
+
+def test_whom_room_is_left_for_finds_slack_in_the_promises_too() -> None:
+    """A promise behind the newcomer has 2 s left: it is kept, but half of the waiting room are 3 s."""
+    queue = waiting((8.0, 20.0))
+    newcomer = BUSY._replace(cost_s=10.0, own_s=2.0)
+    assert isinstance(decided(outlook=newcomer, queue=queue), Wait)
+    reject = refused(decided(CHAT._replace(share=Share.SHORT), newcomer, queue))
+    assert reject.cause is Cause.OVER_SHARE
+    assert "3.000 s are to be left for others" in reject.detail
+    assert isinstance(decided(CHAT._replace(share=Share.WITHIN, value=1.0), newcomer, queue), Wait)
 
 
 def test_work_set_aside_stands_in_the_way_of_newcomers_only() -> None:
@@ -192,8 +206,8 @@ def test_room_in_decode_is_shared_with_those_ahead_and_those_who_come_back() -> 
     assert isinstance(behind, Wait) and behind.basis.room_in_s == pytest.approx(5.0, abs=0.02)
     beside = decided(aside_s=0.0001, room=one)
     assert isinstance(beside, Admit) and beside.basis.room_in_s == 5.0
-    assert isinstance(decided(CHAT._replace(is_over_share=True), aside_s=0.0001, room=one), Reject)
-    assert isinstance(decided(CHAT._replace(is_over_share=True, is_due=True), aside_s=0.0001, room=one), Admit)
+    assert isinstance(decided(CHAT._replace(share=Share.OVER), aside_s=0.0001, room=one), Reject)
+    assert isinstance(decided(CHAT._replace(share=Share.OVER, is_due=True), aside_s=0.0001, room=one), Admit)
     late = refused(decided(queue=waiting((0.0001, 12.0), (0.0001, 14.0), (0.0001, 14.5)), room=one))
     assert "a promise behind it would be late by" in late.detail
 

@@ -4,7 +4,7 @@ from math import inf
 
 import pytest
 
-from router.fairness import TenantShares, TenantUsage, fair_level
+from router.fairness import Share, TenantShares, TenantUsage, fair_level
 
 
 def had(shares: TenantShares, tenant: str, used_s: float, asked_s: float, now_s: float, weight: float = 1.0) -> None:
@@ -14,7 +14,7 @@ def had(shares: TenantShares, tenant: str, used_s: float, asked_s: float, now_s:
 
 def over(shares: TenantShares, now_s: float, *tenants: str) -> list[bool]:
     shares.validate()
-    return [shares.is_over_share(tenant, now_s) for tenant in tenants]
+    return [shares.share(tenant, now_s) is Share.OVER for tenant in tenants]
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,17 @@ def test_who_had_more_while_others_were_refused_is_over_its_share() -> None:
     had(shares, "big", 6.0, 20.0, 0.0)
     had(shares, "small", 2.0, 5.0, 0.0)
     assert over(shares, 0.0, "big", "small") == [True, False]
+    assert shares.share("small", 0.0) is Share.SHORT
+
+
+def test_who_asks_for_no_more_than_its_share_is_within_it_whatever_it_has_had() -> None:
+    shares = TenantShares()
+    had(shares, "big", 7.0, 20.0, 0.0)
+    had(shares, "small", 1.0, 3.0, 0.0)
+    assert [shares.share(tenant, 0.0) for tenant in ("big", "small", "unknown")] == [
+        Share.OVER, Share.WITHIN, Share.FREE,
+    ]  # fmt: skip
+    assert shares.back_in_s("small", 0.0) == 0.0
 
 
 def test_a_weight_is_a_share_of_as_many() -> None:

@@ -12,11 +12,11 @@ from workers.expert_placement import (
     EXPERTS_PATH,
     PLACEMENT_PATH,
     ExpertReport,
-    Placement,
-    PlacementError,
     PlacementReply,
+    SlotPlan,
+    SlotPlanError,
     Table,
-    check_placement,
+    check_slot_plan,
     equal_parts,
 )
 
@@ -66,16 +66,16 @@ class FakeExperts:
         if self.refuses:
             status, self.refuses = self.refuses, 0
             return _json({"error": "not now"}, status)
-        plan = msgspec.json.decode(await request.read(), type=Placement)
+        plan = msgspec.json.decode(await request.read(), type=SlotPlan)
         try:
-            check_placement(
+            check_slot_plan(
                 plan,
                 layers=self.layers,
                 experts=self.experts,
                 ranks=self.ranks,
                 slots_per_rank=self.slots_per_rank,
             )
-        except PlacementError as error:
+        except SlotPlanError as error:
             return _json({"error": str(error)}, 400)
         self.slots, self.parts = plan.slots, plan.parts or equal_parts(plan.slots)
         self.placements += 1

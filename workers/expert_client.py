@@ -8,7 +8,7 @@ import msgspec
 
 from kvstore.types import WorkerId
 from workers.errors import WorkerError, WorkerFailedError, WorkerUnreachableError
-from workers.expert_placement import EXPERTS_PATH, PLACEMENT_PATH, ExpertReport, Placement, PlacementReply
+from workers.expert_placement import EXPERTS_PATH, PLACEMENT_PATH, ExpertReport, PlacementReply, SlotPlan
 from workers.types import WorkerState
 
 _Answer = TypeVar("_Answer")
@@ -45,7 +45,7 @@ class ExpertClient:
         self, worker: WorkerState, slots: Sequence[Sequence[int]], parts: Sequence[Sequence[int]] | None = None
     ) -> PlacementReply:
         """Put experts into slots, [layer][slot]; returns when all ranks have. Raises PlacementRefusedError."""
-        plan = msgspec.convert({"slots": slots, "parts": parts}, Placement)
+        plan = msgspec.convert({"slots": slots, "parts": parts}, SlotPlan)
         status, body = await self._ask(worker, "POST", PLACEMENT_PATH, msgspec.json.encode(plan), self._place_timeout_s)
         return _decoded(worker.spec.id, status, body, PlacementReply)
 

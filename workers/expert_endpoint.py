@@ -22,11 +22,11 @@ from workers.expert_placement import (
     EXPERTS_PATH,
     PLACEMENT_PATH,
     ExpertReport,
-    Placement,
-    PlacementError,
     PlacementReply,
     RankReport,
-    check_placement,
+    SlotPlan,
+    SlotPlanError,
+    check_slot_plan,
     merge_reports,
 )
 
@@ -104,13 +104,13 @@ class ExpertEndpoint:
         except TimeoutError:
             raise _AnswerError(504, f"the engine's ranks did not answer within {_REPORT_TIMEOUT_S:g} s") from None
 
-    async def _place(self, engine: Any, plan: Placement) -> PlacementReply:
+    async def _place(self, engine: Any, plan: SlotPlan) -> PlacementReply:
         now = await self._report(engine)
         try:
-            check_placement(
+            check_slot_plan(
                 plan, layers=len(now.slots), experts=now.experts, ranks=now.ranks, slots_per_rank=now.slots_per_rank
             )
-        except PlacementError as error:
+        except SlotPlanError as error:
             raise _AnswerError(400, str(error)) from None
         was_paused = await engine.is_paused()
         if not was_paused:
@@ -126,10 +126,10 @@ class ExpertEndpoint:
         return PlacementReply(epoch=done.epoch, placements=done.placements, slots=done.slots, parts=done.parts)
 
 
-def decode_plan(body: bytes) -> Placement:
+def decode_plan(body: bytes) -> SlotPlan:
     """The placement in a request; raises the answer with status 400."""
     try:
-        return msgspec.json.decode(body, type=Placement)
+        return msgspec.json.decode(body, type=SlotPlan)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _AnswerError(400, f"not a placement, {{slots: [layer][slot], parts: [layer][slot]}}: {error}") from None
 

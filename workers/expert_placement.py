@@ -20,11 +20,11 @@ MAX_PARTS = 1024
 Table = tuple[tuple[int, ...], ...]  # [layer][slot] or [layer][expert]
 
 
-class PlacementError(ValueError):
+class SlotPlanError(ValueError):
     """A placement that the engine could not apply; the message says where it is wrong and what is allowed."""
 
 
-class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SlotPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to put into each slot. An expert's tokens are divided among its slots in proportion to their `parts`.
 
     In the long run: the engine chooses by a hash of a token's place in its batch, so that in a batch of one token the
@@ -74,16 +74,16 @@ class RankReport(msgspec.Struct, frozen=True, kw_only=True):
     slot_tokens: Table
 
 
-def check_placement(plan: Placement, *, layers: int, experts: int, ranks: int, slots_per_rank: int) -> None:
-    """Raise PlacementError unless every rank of an engine of this shape can apply it."""
+def check_slot_plan(plan: SlotPlan, *, layers: int, experts: int, ranks: int, slots_per_rank: int) -> None:
+    """Raise SlotPlanError unless every rank of an engine of this shape can apply it."""
     _check_shape("slots", plan.slots, layers, ranks, slots_per_rank)
     for layer, row in enumerate(plan.slots):
         for slot, expert in enumerate(row):
             if not 0 <= expert < experts:
-                raise PlacementError(f"slots[{layer}][{slot}]: expert {expert}; experts go from 0 to {experts - 1}")
+                raise SlotPlanError(f"slots[{layer}][{slot}]: expert {expert}; experts go from 0 to {experts - 1}")
         missing = sorted(set(range(experts)) - set(row))
         if missing:
-            raise PlacementError(f"slots[{layer}]: no slot for expert {missing[0]}; every expert needs one")
+            raise SlotPlanError(f"slots[{layer}]: no slot for expert {missing[0]}; every expert needs one")
     if plan.parts is not None:
         _check_shape("parts", plan.parts, layers, ranks, slots_per_rank)
         for layer, (row, parts) in enumerate(zip(plan.slots, plan.parts, strict=True)):
@@ -92,10 +92,10 @@ def check_placement(plan: Placement, *, layers: int, experts: int, ranks: int, s
 
 def _check_shape(name: str, table: Table, layers: int, ranks: int, slots_per_rank: int) -> None:
     if len(table) != layers:
-        raise PlacementError(f"{name}: {len(table)} layers; the model has {layers} with experts")
+        raise SlotPlanError(f"{name}: {len(table)} layers; the model has {layers} with experts")
     for layer, row in enumerate(table):
         if len(row) != ranks * slots_per_rank:
-            raise PlacementError(
+            raise SlotPlanError(
                 f"{name}[{layer}]: {len(row)} slots; the engine has {ranks * slots_per_rank}, "
                 f"{slots_per_rank} on each of {ranks} ranks"
             )
@@ -105,11 +105,11 @@ def _check_parts(layer: int, row: Sequence[int], parts: Sequence[int], experts: 
     totals = [0] * experts
     for slot, (expert, part) in enumerate(zip(row, parts, strict=True)):
         if not 0 <= part <= MAX_PARTS:
-            raise PlacementError(f"parts[{layer}][{slot}]: {part}; parts go from 0 to {MAX_PARTS}")
+            raise SlotPlanError(f"parts[{layer}][{slot}]: {part}; parts go from 0 to {MAX_PARTS}")
         totals[expert] += part
     for expert, total in enumerate(totals):
         if not 1 <= total <= MAX_PARTS:
-            raise PlacementError(f"parts[{layer}]: {total} parts of expert {expert} in all; it needs 1 to {MAX_PARTS}")
+            raise SlotPlanError(f"parts[{layer}]: {total} parts of expert {expert} in all; it needs 1 to {MAX_PARTS}")
 
 
 def equal_parts(slots: Table) -> Table:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from workers.cpu_experts import expect_parameters
-from workers.expert_placement import Placement, check_placement, entries_of, equal_parts, tokens_by_expert
+from workers.expert_placement import SlotPlan, check_slot_plan, entries_of, equal_parts, tokens_by_expert
 
 _log = logging.getLogger(__name__)
 _COUNTERS = "_headrace_counters"
@@ -138,13 +138,13 @@ class ExpertRank:
 
         model_state, counters = self._headrace_state()
         model, state = model_state.model, self.model_runner.eplb_state
-        plan = Placement(
+        plan = SlotPlan(
             slots=tuple(map(tuple, slots)),
             parts=None if parts is None else tuple(map(tuple, parts)),
         )
         per_rank = model.num_local_physical_experts
         ranks = model.num_physical_experts // per_rank
-        check_placement(
+        check_slot_plan(
             plan, layers=model.num_moe_layers, experts=model.num_logical_experts, ranks=ranks, slots_per_rank=per_rank
         )
         wanted = torch.tensor(slots, dtype=torch.long)

@@ -12,7 +12,7 @@ from aiohttp import web
 from kvstore.types import WorkerId
 from workers.errors import WorkerFailedError, WorkerUnreachableError
 from workers.expert_client import ExpertClient, NoExpertsError, PlacementBusyError, PlacementRefusedError
-from workers.expert_placement import EXPERTS_PATH, PLACEMENT_PATH, ExpertReport, Placement, PlacementReply
+from workers.expert_placement import EXPERTS_PATH, PLACEMENT_PATH, ExpertReport, PlacementReply, SlotPlan
 from workers.ports import free_ports
 from workers.types import NO_LOAD, Phase, Role, WorkerState
 from workers.worker import new_spec
@@ -73,7 +73,7 @@ def test_a_report_arrives_typed() -> None:
 def test_a_placement_is_sent_and_what_is_in_force_comes_back() -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         assert (request.method, request.path) == ("POST", PLACEMENT_PATH)
-        plan = msgspec.json.decode(await request.read(), type=Placement)
+        plan = msgspec.json.decode(await request.read(), type=SlotPlan)
         assert plan.parts is not None
         return web.Response(
             body=msgspec.json.encode(PlacementReply(epoch=5, placements=2, slots=plan.slots, parts=plan.parts))

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from workers.expert_placement import (
     MAX_PARTS,
-    Placement,
-    PlacementError,
     RankReport,
+    SlotPlan,
+    SlotPlanError,
     Table,
-    check_placement,
+    check_slot_plan,
     entries_of,
     equal_parts,
     expert_count,
@@ -24,24 +24,24 @@ SLOTS: Table = ((0, 1, 2, 3, 0, 1), (3, 3, 2, 1, 0, 0))
 SHAPE = {"layers": 2, "experts": 4, "ranks": 2, "slots_per_rank": 3}
 
 
-def with_parts(parts: Table) -> Placement:
-    return Placement(slots=SLOTS, parts=parts)
+def with_parts(parts: Table) -> SlotPlan:
+    return SlotPlan(slots=SLOTS, parts=parts)
 
 
 def test_each_expert_has_a_slot_in_each_layer() -> None:
-    check_placement(Placement(slots=SLOTS), **SHAPE)
-    check_placement(with_parts(((1, 0, 1, 1, 2, MAX_PARTS), (1, 0, 1, 1, 1, 0))), **SHAPE)
+    check_slot_plan(SlotPlan(slots=SLOTS), **SHAPE)
+    check_slot_plan(with_parts(((1, 0, 1, 1, 2, MAX_PARTS), (1, 0, 1, 1, 1, 0))), **SHAPE)
 
 
 @pytest.mark.parametrize(
     ("plan", "reason"),
     [
-        (Placement(slots=()), "slots: 0 layers; the model has 2 with experts"),
-        (Placement(slots=(SLOTS[0],)), "slots: 1 layers"),
-        (Placement(slots=(SLOTS[0], SLOTS[1][1:])), r"slots\[1\]: 5 slots; the engine has 6, 3 on each of 2 ranks"),
-        (Placement(slots=(SLOTS[0], (0, 1, 2, 3, 4, 0))), r"slots\[1\]\[4\]: expert 4; experts go from 0 to 3"),
-        (Placement(slots=(SLOTS[0], (0, 1, 2, 3, -1, 0))), r"slots\[1\]\[4\]: expert -1"),
-        (Placement(slots=((0, 1, 2, 2, 0, 1), SLOTS[1])), r"slots\[0\]: no slot for expert 3"),
+        (SlotPlan(slots=()), "slots: 0 layers; the model has 2 with experts"),
+        (SlotPlan(slots=(SLOTS[0],)), "slots: 1 layers"),
+        (SlotPlan(slots=(SLOTS[0], SLOTS[1][1:])), r"slots\[1\]: 5 slots; the engine has 6, 3 on each of 2 ranks"),
+        (SlotPlan(slots=(SLOTS[0], (0, 1, 2, 3, 4, 0))), r"slots\[1\]\[4\]: expert 4; experts go from 0 to 3"),
+        (SlotPlan(slots=(SLOTS[0], (0, 1, 2, 3, -1, 0))), r"slots\[1\]\[4\]: expert -1"),
+        (SlotPlan(slots=((0, 1, 2, 2, 0, 1), SLOTS[1])), r"slots\[0\]: no slot for expert 3"),
         (with_parts((SLOTS[0],)), "parts: 1 layers"),
         (with_parts(((1, 1, 1, 1, -1, 1), (1,) * 6)), r"parts\[0\]\[4\]: -1; parts go from 0 to 1024"),
         (with_parts(((1,) * 6, (1, 1, 1, 1, 0, 0))), r"parts\[1\]: 0 parts of expert 0 in all"),
@@ -49,19 +49,19 @@ def test_each_expert_has_a_slot_in_each_layer() -> None:
     ],
     ids=str,
 )
-def test_anything_else_is_refused_with_the_place_and_what_is_allowed(plan: Placement, reason: str) -> None:
-    with pytest.raises(PlacementError, match=reason):
-        check_placement(plan, **SHAPE)
+def test_anything_else_is_refused_with_the_place_and_what_is_allowed(plan: SlotPlan, reason: str) -> None:
+    with pytest.raises(SlotPlanError, match=reason):
+        check_slot_plan(plan, **SHAPE)
 
 
 @given(st.data())
 def test_a_plan_is_refused_or_every_expert_has_entries_that_lead_to_it(data: st.DataObject) -> None:
     numbers = st.lists(st.integers(-1, 4), min_size=6, max_size=6)
     row, parts = tuple(data.draw(numbers)), tuple(data.draw(numbers))
-    plan = Placement(slots=(row,), parts=(parts,))
+    plan = SlotPlan(slots=(row,), parts=(parts,))
     try:
-        check_placement(plan, **{**SHAPE, "layers": 1})
-    except PlacementError:
+        check_slot_plan(plan, **{**SHAPE, "layers": 1})
+    except SlotPlanError:
         assert (
             set(row) != set(range(4))
             or any(

@@ -11,7 +11,7 @@ START := $(shell date +%s)
 say = @printf '[%6.1f s] %-8s %s\n' "$$(( $$(date +%s) - $(START) ))" "$(1)" "$(2)"
 
 PEERS := $(VENV)-peers
-.PHONY: up test venv lint unit bench-index bench-overload bench-experts clean
+.PHONY: up test venv lint unit bench-index bench-overload bench-endpoint-picker bench-experts clean
 
 up: venv  ## router and 1P1D vLLM on this machine, until Ctrl-C; UP_ARGS="--pools 2P1D" for more
 	@exec $(BIN)/headrace up $(UP_ARGS)
@@ -34,6 +34,9 @@ bench-index: venv $(PEERS)/.installed  ## prefix index, decisions, cold start, b
 
 bench-overload: venv  ## twice the load a fake fleet can serve, with admission and without
 	$(BIN)/python -m tests.bench.overload
+
+bench-endpoint-picker: venv  ## what asking Headrace costs a gateway, beside a picker that does nothing; minutes
+	$(BIN)/python -m tests.bench.endpoint_picker
 
 # LOADS: a folder of expert loads as JSON, domain by domain; made-up ones are always measured.
 bench-experts: venv  ## expert placement beside EPLB's: balance, bytes moved, planning time; minutes

@@ -23,7 +23,9 @@ from kvstore.types import WorkerId
 from router.build import build_core, core_recipe
 from router.decision_store import DecisionHistory, DecisionStore
 from router.dispatch import Dispatcher
+from router.endpoint_picker import EndpointPicker
 from router.explain import Explainer
+from router.gateway_exchange import Picking
 from router.grpc_server import GrpcServer
 from router.http_listener import HttpListener, bind
 from router.intake import FrontDesk
@@ -60,6 +62,7 @@ class RouterPorts:
 
     http: int
     grpc: int
+    endpoint_picker: int | None  # None: switched off
 
 
 async def run_router(plan: RouterPlan, listening: Callable[[RouterPorts], None], stop: asyncio.Event) -> None:
@@ -84,12 +87,16 @@ async def _route(
     desk = FrontDesk(settings, config.slo, prompts, digest_key=secrets.token_bytes(16))
     http = HttpListener(service, desk, settings, tracing)
     grpc = GrpcServer(service, desk, settings, tracing)
+    picker = EndpointPicker(Picking(service, desk, settings, tracing)) if settings.endpoint_picker.enabled else None
     sock = bind(settings.http.host, settings.http.port, "router.http.port")
-    stack.push_async_callback(_stop_listening, http, grpc)
+    stack.push_async_callback(_stop_listening, http, grpc, *([picker] if picker else []))
     grpc_port = await grpc.start(settings.grpc.host, settings.grpc.port)
+    picker_port = await picker.start(settings.endpoint_picker.host, settings.endpoint_picker.port) if picker else None
     await http.start(sock)
-    ports = RouterPorts(http=sock.getsockname()[1], grpc=grpc_port)
+    ports = RouterPorts(http=sock.getsockname()[1], grpc=grpc_port, endpoint_picker=picker_port)
     _log.info("listening for HTTP on port %d, for gRPC on port %d", ports.http, ports.grpc)
+    if picker_port is not None:
+        _log.info("picking endpoints for gateways on port %d", picker_port)
     listening(ports)
     await stop.wait()
 
@@ -163,9 +170,9 @@ def build_tokenizer(plan: RouterPlan) -> PromptTokenizer:
     return tokenizer
 
 
-async def _stop_listening(http: HttpListener, grpc: GrpcServer) -> None:
-    """Both drain at once: a router has `router.drain_s` to end, not twice that."""
-    await asyncio.gather(http.stop(), grpc.stop())
+async def _stop_listening(*listeners: HttpListener | GrpcServer | EndpointPicker) -> None:
+    """All drain at once: a router has `router.drain_s` to end, not several times that."""
+    await asyncio.gather(*(listener.stop() for listener in listeners))
 
 
 async def _end(task: "asyncio.Task[None]", stop: Callable[[], None]) -> None:

@@ -49,6 +49,7 @@ class Progress:
     def ready(self, config: Config) -> None:
         """Print the endpoints, a command to paste, and the line that says a request would be served."""
         http, grpc, admin = config.router.http, config.router.grpc, config.admin
+        picker = config.router.endpoint_picker
         url = f"http://{http.host}:{http.port}"
         model = model_name(config)
         body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
@@ -56,6 +57,7 @@ class Progress:
             "",
             f"  HTTP   {url}/v1  (OpenAI)      {url}/readyz  {url}/metrics",
             f"  gRPC   {grpc.host}:{grpc.port}  (headrace.v1.Inference, reflection on)",
+            *([f"  picker {picker.host}:{picker.port}  (Envoy's ext_proc)"] if picker.enabled else []),
             f"  admin  http://{admin.host}:{admin.port}/status   (headrace status)",
             "",
             f"  curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",

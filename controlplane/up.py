@@ -62,6 +62,8 @@ def check_machine(config: Config) -> None:
     """Raise UpError for what would make a later step fail: ports in use, a missing model, a missing engine."""
     problems = []
     listen = {"router.http": config.router.http, "router.grpc": config.router.grpc, "admin": config.admin}
+    if config.router.endpoint_picker.enabled:
+        listen["router.endpoint_picker"] = config.router.endpoint_picker
     for key, settings in listen.items():
         reason = _why_not_bindable(settings.host, settings.port)
         if reason is not None:

@@ -81,6 +81,8 @@ class Chooser:
         prefill, decode = self._table.eligible(request.model, request.route, request.adapter)
         if not request.can_hand_off or self._hand_off == "never":
             prefill = NO_ROWS
+        if request.only is not None:
+            prefill, decode = self._within(prefill, request.only), self._within(decode, request.only)
         if excluded:
             prefill, decode = self._without(prefill, excluded), self._without(decode, excluded)
         may_prefill_locally = self._hand_off != "always" or not len(prefill)
@@ -90,6 +92,9 @@ class Chooser:
         engines = {engine_of(worker_id) for worker_id in excluded}
         kept = [row for row in rows if engine_of(self._table.id_at(row)) not in engines]
         return np.array(kept, dtype=np.intp)
+
+    def _within(self, rows: Rows, only: Collection[WorkerId]) -> Rows:
+        return np.array([row for row in rows if self._table.id_at(row) in only], dtype=np.intp)
 
     def _choice(self, view: View, costs: Costs, pick: Pick) -> Choice:
         decode = self._table.state_at(view.decode_rows[pick.decode])

@@ -6,7 +6,6 @@ when a worker is lost.
 """
 
 import asyncio
-import contextlib
 import logging
 import uuid
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import Any, Never
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from router import eligibility
@@ -22,7 +21,7 @@ from router._generated.headrace.v1 import inference_pb2 as pb
 from router._generated.headrace.v1 import inference_pb2_grpc as pb_grpc
 from router.errors import ApiError, bad_request, broken_stream, grpc_code, internal
 from router.grpc_messages import SseReader, engine_error, to_openai, to_response
-from router.http_listener import PortTakenError
+from router.grpc_port import Health, bind_server, build_server
 from router.intake import FrontDesk
 from router.interfaces import Tracing
 from router.openai import usable_request_id
@@ -31,7 +30,6 @@ from router.settings import RouterSettings
 
 _log = logging.getLogger(__name__)
 _SERVICE = "headrace.v1.Inference"
-_WATCH_PERIOD_S = 1.0
 _MAX_DETAILS_BYTES = 2000  # percent-encoded up to three times as long; clients refuse more than 8 KiB of metadata
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -42,28 +40,17 @@ class GrpcServer:
     def __init__(self, service: RouterService, desk: FrontDesk, settings: RouterSettings, tracing: Tracing) -> None:
         self._settings = settings
         self._inference = _Inference(service, desk, settings, tracing)
-        self._health = _Health(service)
+        self._health = Health((_SERVICE,), lambda: bool(service.routable_models()))
         self._server: grpc.aio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Accept calls from now on; return the bound port. Raises PortTakenError."""
-        options = [
-            ("grpc.so_reuseport", 1),
-            ("grpc.max_receive_message_length", self._settings.max_body_bytes),
-            # A long prefill sends nothing: clients that keep such a call alive with pings are not cut off for it.
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ]
-        server = grpc.aio.server(options=options)
+        server = build_server(self._settings.max_body_bytes)
         pb_grpc.add_InferenceServicer_to_server(self._inference, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        self._health.add_to(server)
         names = (_SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        try:
-            bound = server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise PortTakenError(f"cannot listen on {address}; choose another with router.grpc.port") from error
+        bound = bind_server(server, host, port, "router.grpc.port")
         await server.start()
         self._server = server
         return bound
@@ -217,54 +204,6 @@ class _GrpcSink:
                 metadata_sent = True
             await context.write(response)
             self._responses.task_done()
-
-
-class _Health:
-    """grpc.health.v1.Health, answered from the fleet as it is at that moment."""
-
-    def __init__(self, service: RouterService) -> None:
-        self._service = service
-        self._stopping = asyncio.Event()
-
-    def stop(self) -> None:
-        """Say so to watchers and let go of them; they would hold up a graceful stop."""
-        self._stopping.set()
-
-    async def Check(self, request: Any, context: _Context) -> Any:  # noqa: N802  as in the .proto
-        """Whether requests would be served now."""
-        if not self._knows(request.service):
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service {request.service!r} here")
-        return self._now()
-
-    async def List(self, _: Any, __: _Context) -> Any:  # noqa: N802  as in the .proto
-        """The services that `Check` knows."""
-        return health_pb2.HealthListResponse(statuses={name: self._now() for name in ("", _SERVICE)})
-
-    async def Watch(self, request: Any, context: _Context) -> None:  # noqa: N802  as in the .proto
-        """The same, now and at every change."""
-        last = None
-        while True:
-            stopping = self._stopping.is_set()
-            now = self._now() if self._knows(request.service) else _health_response("SERVICE_UNKNOWN")
-            if now != last:
-                await context.write(now)
-                last = now
-            if stopping:
-                return
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_WATCH_PERIOD_S):
-                    await self._stopping.wait()
-
-    def _knows(self, name: str) -> bool:
-        return name in ("", _SERVICE)
-
-    def _now(self) -> Any:
-        serving = self._service.routable_models() and not self._stopping.is_set()
-        return _health_response("SERVING" if serving else "NOT_SERVING")
-
-
-def _health_response(status: str) -> Any:
-    return health_pb2.HealthCheckResponse(status=status)
 
 
 def _headers(context: _Context) -> dict[str, str]:

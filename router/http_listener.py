@@ -15,6 +15,7 @@ from aiohttp import web
 from router.errors import ApiError, bad_request, internal, too_large
 from router.intake import FrontDesk
 from router.interfaces import Tracing
+from router.model_cards import model_cards
 from router.service import RouterService
 from router.settings import RouterSettings
 from workers.engine_metrics import FORWARDED_ROUTES
@@ -147,21 +148,7 @@ class HttpListener:
         return _json_response(model)
 
     def _models(self) -> dict[str, dict[str, object]]:
-        """Cards by name: of models that answer now, and of their adapters."""
-        routable = self._service.routable_models()
-        return {
-            name: {
-                "id": name,
-                "object": "model",
-                "created": worker.spec.epoch // 1000,
-                "owned_by": "headrace",
-                "parent": worker.spec.model if name != worker.spec.model else None,
-                "max_model_len": worker.spec.max_model_len_tokens,
-            }
-            for worker in self._service.fleet()
-            if worker.spec.model in routable
-            for name in (worker.spec.model, *worker.spec.adapters)
-        }
+        return model_cards(self._service.fleet(), self._service.routable_models())
 
     def _retry_after(self) -> dict[str, str]:
         return {"Retry-After": str(max(1, round(self._settings.retry_after_s)))}

@@ -42,5 +42,8 @@ def nobody_serves(
     if request.adapter and decoders and not any(request.adapter in worker.spec.adapters for worker in decoders):
         detail = f"no worker of model {request.model!r} has the adapter {request.adapter!r} now"
         return Reject(request.id, RejectReason.NO_WORKER, detail, retry_after_s)
+    if request.only is not None and decoders:
+        detail = f"none of the {len(request.only)} worker(s) that the gateway allows can serve this now"
+        return Reject(request.id, RejectReason.NO_WORKER, detail, retry_after_s)
     phases = ", ".join(f"{worker.spec.id} ({worker.spec.role}) is {worker.phase}" for worker in same_model)
     return Reject(request.id, RejectReason.NO_WORKER, f"no worker can decode now: {phases}", retry_after_s)

@@ -9,11 +9,12 @@ Invariants
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from kvstore.fleet_index import SlotsChanged as SourceSlotsChanged
 from kvstore.types import RequestId, WorkerId
+from router.carrier import Carrier, Relay
 from router.core import RouterCore
 from router.decision_store import DecisionHistory
 from router.dispatch import Dispatcher, Outcome
@@ -147,8 +148,15 @@ class RouterService:
         """The prefix index has new slots for a worker."""
         self.handle(self.prompts.on_slots_changed(change))
 
-    async def serve(self, intake: Intake, sink: ResponseSink, trace: RequestTrace) -> None:
+    def serve(self, intake: Intake, sink: ResponseSink, trace: RequestTrace) -> Awaitable[None]:
         """Serve one request into `sink`. Raises ApiError where the client gets none of the answer, or only part."""
+        return self.serve_by(Relay(self.dispatcher, intake.call, sink), intake, trace)
+
+    async def serve_by(self, carrier: Carrier, intake: Intake, trace: RequestTrace) -> None:
+        """Serve one request; `carrier` carries out what is decided. Raises ApiError as `serve` does.
+
+        Has to run in a task of its own: a lost worker cancels it.
+        """
         request = intake.request
         verdict: asyncio.Future[RoutingDecision | Reject] = asyncio.get_running_loop().create_future()
         live = _Live(request, intake.located, verdict, asyncio.current_task(), time.monotonic())
@@ -158,7 +166,7 @@ class RouterService:
         status = 499  # nginx's word for a client that went away
         try:
             self.handle(RequestArrived(request, intake.located.overlap))
-            status = await self._attempts(live, intake, sink, trace)
+            status = await self._attempts(live, intake, carrier, trace)
         except ApiError as error:
             status = error.status
             self.handle(RequestCancelled(request.id))  # nothing to do, unless the error came from the sink
@@ -173,7 +181,7 @@ class RouterService:
             self.metrics.requests.labels(request.route, str(status)).inc()
             self.metrics.e2e.observe(time.monotonic() - live.arrived_at_s)
 
-    async def _attempts(self, live: _Live, intake: Intake, sink: ResponseSink, trace: RequestTrace) -> int:
+    async def _attempts(self, live: _Live, intake: Intake, carrier: Carrier, trace: RequestTrace) -> int:
         request = live.request
         while True:
             with trace.step("route") as span:
@@ -186,17 +194,17 @@ class RouterService:
             live.verdict = asyncio.get_running_loop().create_future()
             self.metrics.attempts.labels("hand_off" if verdict.prefill else "local").inc()
             try:
-                outcome = await self._run_attempt(verdict, live, intake, sink, trace)
+                outcome = await self._run_attempt(verdict, live, intake, carrier, trace)
             except WorkerError as error:
-                self._fail(intake, verdict, error, retriable=not sink.started)
-                if sink.started:
+                self._fail(intake, verdict, error, retriable=not carrier.started)
+                if carrier.started:
                     raise broken_stream(error.detail) from error
             else:
                 self._done(verdict, live, outcome)
                 return outcome.status
 
     async def _run_attempt(
-        self, decision: RoutingDecision, live: _Live, intake: Intake, sink: ResponseSink, trace: RequestTrace
+        self, decision: RoutingDecision, live: _Live, intake: Intake, carrier: Carrier, trace: RequestTrace
     ) -> Outcome:
         """Run an attempt; an Abort of it comes out as WorkerError."""
         call = intake.call
@@ -215,7 +223,7 @@ class RouterService:
             raise WorkerError(lost, "gone before the request reached it")
         live.is_running = True
         try:
-            return await self.dispatcher.run(decision, call, sink, report, trace, explained)
+            return await carrier.run(decision, report, trace, explained)
         except asyncio.CancelledError:
             lost, live.aborted_by = live.aborted_by, None
             if lost is None or live.task is None:

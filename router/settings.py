@@ -20,6 +20,19 @@ class ListenSettings(BaseModel):
     port: int = Field(ge=0, le=65535, description="TCP port; 0: any free one")
 
 
+class EndpointPickerSettings(ListenSettings):
+    """Envoy's external processing protocol: deciding for a gateway that carries the bytes itself."""
+
+    port: int = Field(9002, ge=0, le=65535, description="TCP port; 0: any free one")
+    enabled: bool = Field(False, description="listen for gateways")
+    fallbacks: int = Field(
+        0,
+        ge=0,
+        le=2,
+        description="endpoints named behind the first, for gateways that try one after another",
+    )
+
+
 class RouterSettings(BaseModel):
     """The front door."""
 
@@ -28,6 +41,7 @@ class RouterSettings(BaseModel):
     replicas: int = Field(1, ge=1, le=256, description="router processes; those of a node share its ports")
     http: ListenSettings = ListenSettings(port=8000)
     grpc: ListenSettings = ListenSettings(port=8001)
+    endpoint_picker: EndpointPickerSettings = EndpointPickerSettings()
     max_body_bytes: int = Field(32 << 20, ge=1024, description="larger request bodies get 413")
     unknown_fields: Literal["reject", "pass"] = Field(
         "reject", description="fields that neither OpenAI nor the engine knows: a 400 that names them, or passed on"

@@ -48,6 +48,7 @@ class Request:
     streamed: bool = True
     tokens_counted: bool = False
     digest: bytes = b""  # of the body: recognises a client that comes back with the same request
+    only: frozenset[WorkerId] | None = None  # the workers that may be chosen; None: any
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ class Fleet:
     leaving: dict[str, asyncio.Event] = field(default_factory=dict)
     url: str = ""
     grpc_target: str = ""
+    picker_port: int | None = None
 
     async def add(self, role: Role, name: str, plan: Plan | None = None, adapters: tuple[str, ...] = ()) -> FakeEngine:
         """Start a fake engine and bring it into the fleet as `name`."""
@@ -82,6 +83,7 @@ class Fleet:
             raise
         self.url = f"http://127.0.0.1:{ports.http}"
         self.grpc_target = f"127.0.0.1:{ports.grpc}"
+        self.picker_port = ports.endpoint_picker
 
     async def wait_for_workers(self, names: Sequence[str]) -> None:
         """Wait until the router sees exactly these workers ready."""

@@ -77,10 +77,10 @@ class Door:
 
 
 @asynccontextmanager
-async def open_door(*workers: WorkerState, **settings: Any) -> AsyncIterator[Door]:
+async def open_door(*workers: WorkerState, core: RouterCore | None = None, **settings: Any) -> AsyncIterator[Door]:
     """A router with a fleet, behind gRPC."""
     client = EngineClient(idle_timeout_s=30.0)
-    core = make_core()
+    core = core or make_core()
     prompts = PromptIndex(PromptTokenizer(TokenSettings()), FleetIndex(PrefixIndex(1 << 20)), 32)
     history = build_history(RouterSettings(), "test")
     service = RouterService(core, Dispatcher(client), prompts, lambda: True, history)
@@ -114,7 +114,7 @@ class ScriptedEngine:
     @asynccontextmanager
     async def serving(self) -> "AsyncIterator[ScriptedEngine]":
         """Listen while the context is open."""
-        app = web.Application()
+        app = web.Application(client_max_size=64 << 20)
         app.router.add_post("/{route:.*}", self._answer)
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await runner.setup()

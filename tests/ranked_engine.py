@@ -85,4 +85,5 @@ async def ranked_engine(num_ranks: int, plan: Plan) -> AsyncIterator[RankedEngin
 
 def _own(request: web.Request) -> dict[str, str]:
     """Its headers, without those of the connection."""
-    return {name: value for name, value in request.headers.items() if name.lower() not in ("host", "content-length")}
+    connection = ("host", "content-length", "transfer-encoding")
+    return {name: value for name, value in request.headers.items() if name.lower() not in connection}

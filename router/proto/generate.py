@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 _PROTO_ROOT = Path(__file__).parent
-_FILES = ("headrace/v1/inference.proto",)
+_FILES = ("headrace/v1/inference.proto", "envoy/service/ext_proc/v3/external_processor.proto")
 
 
 def generate(target: Path) -> None:
@@ -34,7 +34,7 @@ def generate(target: Path) -> None:
     for module in target.rglob("*.py*"):
         if module.suffix in (".py", ".pyi"):
             module.write_text(
-                re.sub(r"^from headrace\.", "from router._generated.headrace.", module.read_text(), flags=re.M)
+                re.sub(r"^from (headrace|envoy)\.", r"from router._generated.\1.", module.read_text(), flags=re.M)
             )
 
 

@@ -90,12 +90,16 @@ class CoreMachine(RuleBasedStateMachine):
         route=st.sampled_from([CHAT_ROUTE, CHAT_ROUTE, COMPLETION_ROUTE, "/v1/embeddings"]),
         num_prompt_tokens=st.integers(1, 10_000),
         can_hand_off=st.booleans(),
+        only=st.one_of(st.none(), st.none(), st.frozensets(worker_ids)),
     )
-    def arrives(self, model: str, route: str, num_prompt_tokens: int, can_hand_off: bool) -> None:
+    def arrives(
+        self, model: str, route: str, num_prompt_tokens: int, can_hand_off: bool, only: frozenset[WorkerId] | None
+    ) -> None:
         name = f"r{len(self.history)}"
         request = make_request(
             name, model=model, route=route, num_prompt_tokens=num_prompt_tokens, can_hand_off=can_hand_off
         )
+        request = replace(request, only=only)
         self.check_answer(request, self.tell(RequestArrived(request)), attempt=1, failed=set())
 
     @precondition(lambda self: self.live)
@@ -226,6 +230,7 @@ class CoreMachine(RuleBasedStateMachine):
             and worker.spec.model == request.model
             and request.route in worker.spec.routes
             and worker.spec.id not in failed
+            and (request.only is None or worker.spec.id in request.only)
         ]
 
     def possible_reasons(self, request: Request, attempt: int) -> set[RejectReason]:
@@ -234,8 +239,9 @@ class CoreMachine(RuleBasedStateMachine):
         of_model = [worker for worker in self.fleet.values() if worker.spec.model == request.model]
         if not of_model:
             return {RejectReason.UNKNOWN_MODEL if self.fleet else RejectReason.NO_WORKER}
-        ready = any(worker.phase is Phase.READY and worker.spec.role is not Role.PREFILL for worker in of_model)
-        return {RejectReason.ROUTE_NOT_SERVED if ready else RejectReason.NO_WORKER}
+        ready = [w for w in of_model if w.phase is Phase.READY and w.spec.role is not Role.PREFILL]
+        has_route = any(request.route in worker.spec.routes for worker in ready)
+        return {RejectReason.ROUTE_NOT_SERVED if ready and not has_route else RejectReason.NO_WORKER}
 
     @invariant()
     def promises_are_those_of_the_live_attempts(self) -> None:

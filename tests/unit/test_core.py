@@ -1,6 +1,7 @@
 """RouterCore, one situation at a time. Numbers in test names are invariants of router/core.py."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -258,6 +259,18 @@ def test_invariant_4_a_restart_does_not_clear_a_failure(core: RouterCore) -> Non
     arrive(core)
     core.handle(WorkerChanged(make_decode("decode-1", epoch=2)), 1.0)
     assert rejected(core, RequestFailed(R, 1, D1, retriable=True)).reason is RejectReason.ATTEMPTS_EXHAUSTED
+
+
+def test_only_the_workers_that_a_request_allows_are_chosen(core: RouterCore) -> None:
+    join(core, make_prefill("prefill-1"), make_prefill("prefill-2"), make_decode("decode-1"), make_decode("decode-2"))
+    decision = arrive(core, replace(make_request(), only=frozenset({P2, D2})))
+    assert decision.prefill is not None
+    assert (decision.prefill.spec.id, decision.decode.spec.id) == (P2, D2)
+    decision = arrive(core, replace(make_request("r2"), only=frozenset({D1})))
+    assert (decision.prefill, decision.decode.spec.id) == (None, D1)
+    reject = rejected(core, RequestArrived(replace(make_request("r3"), only=frozenset({P1}))))
+    assert (reject.reason, reject.retry_after_s) == (RejectReason.NO_WORKER, 2.0)
+    assert "allows" in reject.detail
 
 
 def test_reject_no_worker_has_joined(core: RouterCore) -> None:

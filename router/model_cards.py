@@ -1,0 +1,24 @@
+"""The models that clients may ask for, as OpenAI's /v1/models lists them. Pure."""
+
+from collections.abc import Collection, Iterable
+
+from workers.types import WorkerState
+
+MODELS_ROUTE = "/v1/models"
+
+
+def model_cards(fleet: Iterable[WorkerState], routable: Collection[str]) -> dict[str, dict[str, object]]:
+    """Cards by name: of the `routable` models, and of their adapters."""
+    return {
+        name: {
+            "id": name,
+            "object": "model",
+            "created": worker.spec.epoch // 1000,
+            "owned_by": "headrace",
+            "parent": worker.spec.model if name != worker.spec.model else None,
+            "max_model_len": worker.spec.max_model_len_tokens,
+        }
+        for worker in fleet
+        if worker.spec.model in routable
+        for name in (worker.spec.model, *worker.spec.adapters)
+    }

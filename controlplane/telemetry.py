@@ -93,6 +93,10 @@ class _OtelSpan:
     def __init__(self, span: trace.Span) -> None:
         self._span = span
 
+    @property
+    def is_recorded(self) -> bool:
+        return self._span.is_recording()
+
     def set(self, **attributes: str | int | float | bool) -> None:
         self._span.set_attributes({f"headrace.{name}": value for name, value in attributes.items()})
 

@@ -1,4 +1,4 @@
-"""The last explanations of one router, bounded, findable by either id of a request. Pure.
+"""What the last explanations of one router are made of, bounded, findable by either id of a request. Pure.
 
 Invariants
  1. There are never more than `max_records` records, nor more than `max_bytes` bytes of them, keys and bookkeeping
@@ -18,7 +18,7 @@ from router.events import Command, Event
 from router.explain import Explainer
 from router.explain_text import headers
 
-# Of one record beside its JSON: two ids, entries in two tables and a queue. Measured: 380; tables grow by leaps.
+# Of one record beside its bytes: two ids, entries in two tables and a queue. Measured: 380; tables grow by leaps.
 RECORD_OVERHEAD_BYTES = 500
 
 
@@ -33,7 +33,7 @@ class _Record:
 
 
 class DecisionStore:
-    """Encoded explanations, oldest first."""
+    """Records of ended requests, oldest first."""
 
     def __init__(self, *, max_records: int, max_bytes: int) -> None:
         self._max_records = max_records
@@ -116,12 +116,15 @@ class DecisionHistory:
     def observe(self, now_s: float, event: Event, commands: Sequence[Command]) -> None:
         """Take in one step of the core. Never raises, never waits."""
         for ended in self._explainer.observe(now_s, event, commands):
-            self._store.put(RequestId(ended.request_id), ended.public_id, explanation.encode(ended))
+            self._store.put(ended.request_id, ended.public_id, ended.packed)
 
     def get(self, any_id: str) -> bytes | None:
         """An explanation as JSON, by request id or public id; of a request that lives, the story so far."""
         living = self._explainer.explanation(any_id)
-        return explanation.encode(living) if living is not None else self._store.get(any_id)
+        if living is None:
+            ended = self._store.get(any_id)
+            return None if ended is None else explanation.encode(self._explainer.tell(ended))
+        return explanation.encode(living)
 
     def headers(self, request_id: RequestId) -> dict[str, str]:
         """`x-headrace-*` response headers of a request, dispatched or rejected; none for one that is not known."""
@@ -129,8 +132,9 @@ class DecisionHistory:
         if living is not None:
             return headers(living)
         ended = self._store.get(request_id)
-        return headers(explanation.decode(ended)) if ended is not None else {}
+        return headers(self._explainer.tell(ended)) if ended is not None else {}
 
     def take(self, limit: int) -> list[tuple[str, bytes]]:
         """Ended requests for a store that outlives this process: up to `limit`, each once, as (public id, JSON)."""
-        return self._store.take(limit)
+        taken = self._store.take(limit)
+        return [(public_id, explanation.encode(self._explainer.tell(packed))) for public_id, packed in taken]

@@ -7,18 +7,17 @@ Invariants
  3. A client's mistake that an engine reports (4xx) is an answer, not a failure: it is passed on and ends the request.
 """
 
-import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kvstore.types import RequestId
 from router.events import Event, FirstToken, PrefillDone
-from router.interfaces import RequestTrace, ResponseSink
+from router.interfaces import RequestTrace, ResponseSink, Span
 from router.openai import error_in_first_chunk
 from router.types import RoutingDecision, Usage
 from router.usage import StreamTap, UnaryTap, find_usage, with_usage
-from workers.client import EngineClient, EngineReply, EngineStream
+from workers.client import Body, EngineClient, EngineReply, EngineStream
 from workers.errors import WorkerFailedError
 from workers.kv_connector import HandleError, decode_body, parse_handle, prefill_body
 from workers.types import WorkerState
@@ -66,11 +65,12 @@ class Dispatcher:
     ) -> Outcome:
         """Run one attempt to its end; `reply_headers` are added to the answer's. Raises WorkerError."""
         raw_body = with_usage(call.raw_body, call.fields) if call.strips_usage else call.raw_body
+        body: Body = raw_body
         if decision.prefill is not None:
             reply = await self._prefill(decision.prefill, call, trace)
             if reply.status != 200:
-                await sink.start(reply.status, {**_passed(reply.headers), **reply_headers})
-                await sink.write(reply.body)
+                sink.start(reply.status, _passed(reply.headers, reply_headers))
+                sink.write(reply.body)
                 return Outcome(reply.status)
             try:
                 handle = parse_handle(reply.body)
@@ -78,14 +78,14 @@ class Dispatcher:
                 raise WorkerFailedError(decision.prefill.spec.id, str(error)) from error
             usage = find_usage(reply.body)
             report(PrefillDone(call.request_id, decision.attempt, usage.cached_tokens if usage else None))
-            raw_body = decode_body(raw_body, handle)
-        return await self._decode(decision, call, raw_body, sink, report, trace, reply_headers)
+            body = decode_body(raw_body, handle)
+        return await self._decode(decision, call, body, sink, report, trace, reply_headers)
 
     async def _prefill(self, worker: WorkerState, call: EngineCall, trace: RequestTrace) -> EngineReply:
         with trace.step("prefill") as span:
             span.set(worker=worker.spec.id)
-            headers = {**call.headers, **span.headers()}
-            reply = await self._client.post(worker, call.route, prefill_body(call.fields), headers)
+            headers = _with_trace(call.headers, span)
+            reply = await self._client.post(worker, call.route, prefill_body(call.raw_body), headers)
             if reply.status >= 500:
                 raise WorkerFailedError(worker.spec.id, f"prefill got {reply.status}")
             return reply
@@ -94,51 +94,69 @@ class Dispatcher:
         self,
         decision: RoutingDecision,
         call: EngineCall,
-        raw_body: bytes,
+        body: Body,
         sink: ResponseSink,
         report: Callable[[Event], None],
         trace: RequestTrace,
         reply_headers: Mapping[str, str],
     ) -> Outcome:
         worker = decision.decode
-        with trace.step("decode") as span:
-            span.set(worker=worker.spec.id)
-            headers = {**call.headers, **span.headers()}
-            async with contextlib.AsyncExitStack() as stack:
+        stream: EngineStream | None = None
+        try:
+            with trace.step("decode") as span:
+                span.set(worker=worker.spec.id)
                 # The engine pulls the blocks before its first step: until the first byte of a stream this is the
                 # transfer and one step. An answer in one piece hides the moment; then it is an upper bound.
                 with trace.step("transfer" if decision.prefill else "first_token") as wait:
                     wait.set(upper_bound=not call.stream)
-                    response = await stack.enter_async_context(
-                        self._client.stream(worker, call.route, raw_body, headers)
-                    )
-                    chunks = response.chunks()
-                    first = await _first_chunk(response, chunks, worker)
+                    stream = await self._client.open(worker, call.route, body, _with_trace(call.headers, span))
+                    first = await _first_chunk(stream, worker)
                 trace.event("first_token")
                 report(FirstToken(call.request_id, decision.attempt))
-                await sink.start(response.status, {**_passed(response.headers), **reply_headers})
-                reads = call.reads_usage and response.status == 200
-                tap = StreamTap(strip=call.strips_usage) if reads and call.stream else UnaryTap()
-                await sink.write(tap.feed(first))
-                async for chunk in chunks:
-                    passed = tap.feed(chunk)
-                    if passed:
-                        await sink.write(passed)
-                rest = tap.flush()
-                if rest:
-                    await sink.write(rest)
-                return Outcome(response.status, tap.usage if reads else None)
+                sink.start(stream.status, _passed(stream.headers, reply_headers))
+                sink.attach_flow(stream)
+                return await _relay(stream, first, call, sink)
+        finally:
+            if stream is not None:
+                sink.attach_flow(None)
+                stream.close()
 
 
-async def _first_chunk(response: EngineStream, chunks: AsyncIterator[bytes], worker: WorkerState) -> bytes:
+async def _first_chunk(stream: EngineStream, worker: WorkerState) -> bytes:
     """The first bytes of an answer worth passing on; raises WorkerError for anything else."""
-    if response.status >= 500:
-        raise WorkerFailedError(worker.spec.id, f"decode got {response.status}")
-    first = await anext(chunks, b"")
+    if stream.status >= 500:
+        raise WorkerFailedError(worker.spec.id, f"decode got {stream.status}")
+    first = await stream.first_chunk()
     if error_in_first_chunk(first):
         raise WorkerFailedError(worker.spec.id, "the stream began with an error")
     return first
 
 
-def _passed(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name: headers[name] for name in _PASSED_HEADERS if name in headers}
+async def _relay(stream: EngineStream, first: bytes, call: EngineCall, sink: ResponseSink) -> Outcome:
+    """All of the body, in the pieces in which it comes; what the router reads of it is read as it goes by."""
+    reads = call.reads_usage and stream.status == 200
+    tap = StreamTap(strip=call.strips_usage) if reads and call.stream else UnaryTap()
+    feed, write = tap.feed, sink.write
+
+    def pass_on(chunk: bytes) -> None:
+        passed = feed(chunk)
+        if passed:
+            write(passed)
+
+    pass_on(first)
+    await stream.relay(pass_on)
+    rest = tap.flush()
+    if rest:
+        write(rest)
+    return Outcome(stream.status, tap.usage if reads else None)
+
+
+def _passed(headers: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:
+    passed = {name: value for name in _PASSED_HEADERS if (value := headers.get(name)) is not None}
+    passed.update(added)
+    return passed
+
+
+def _with_trace(headers: Mapping[str, str], span: Span) -> Mapping[str, str]:
+    added = span.headers()
+    return {**headers, **added} if added else headers

@@ -1,15 +1,15 @@
 """Turns the core's stream of events and commands into one explanation a request. Pure.
 
-While a request lives only references to what was decided are kept; the explanation is made at its end, when its client
-has all of the answer, or when somebody asks.
+While a request lives only references to what was decided are kept. At its end they are packed into bytes, of which the
+explanation is made when somebody asks: that costs many times as much, and of most requests nobody does.
 
 Invariants
- 1. A request is known here from its RequestArrived to its end, and its explanation comes out of `observe` once.
+ 1. A request is known here from its RequestArrived to its end, and its explanation comes out of `observe` once, packed.
  2. An event of an attempt that is not the live one adds nothing, as it changes nothing in the core.
  3. An explanation is bounded by the number of attempts: texts that clients choose are cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from kvstore.types import RequestId
@@ -26,9 +26,19 @@ from router.events import (
     RequestDone,
     RequestFailed,
 )
-from router.explain_steps import Note, Wait, tell_arrival, tell_steps
+from router.explain_pack import About, pack, unpack
+from router.explain_steps import MOST_CHARS, Asked, Note, Wait, note_dispatch, note_reject, tell_arrival, tell_steps
 from router.explanation import Explanation, Outcome
 from router.types import Overlap, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A request that ended; `Explainer.tell` makes its explanation of `packed`."""
+
+    request_id: RequestId
+    public_id: str
+    packed: bytes
 
 
 @dataclass(slots=True)
@@ -64,9 +74,9 @@ class Explainer:
         """The id under which the client knows a request whose arrival is observed next."""
         self._public_ids[request_id] = public_id
 
-    def observe(self, now_s: float, event: Event, commands: Sequence[Command]) -> list[Explanation]:
+    def observe(self, now_s: float, event: Event, commands: Sequence[Command]) -> list[Ended]:
         """Take in one step of the core; return the stories that it ended."""
-        ended: list[Explanation] = []
+        ended: list[Ended] = []
         story = self._happened(now_s, event, ended)
         for command in commands:
             self._answered(now_s, command, ended)
@@ -82,9 +92,15 @@ class Explainer:
         story = self._stories.get(RequestId(any_id))
         if story is None:
             story = next((other for other in reversed(self._stories.values()) if other.public_id == any_id), None)
-        return None if story is None else self._told(story, "waiting" if story.is_waiting else "running")
+        if story is None:
+            return None
+        return self._tell(_about(story, "waiting" if story.is_waiting else "running"), story.notes)
 
-    def _happened(self, now_s: float, event: Event, ended: list[Explanation]) -> _Story | None:
+    def tell(self, packed: bytes) -> Explanation:
+        """The explanation of a request that ended."""
+        return self._tell(*unpack(packed))
+
+    def _happened(self, now_s: float, event: Event, ended: list[Ended]) -> _Story | None:
         """Note an event; the story, if the core owes it an answer now."""
         match event:
             case RequestArrived(request, overlap):
@@ -104,7 +120,7 @@ class Explainer:
         return None
 
     def _progressed(
-        self, now_s: float, event: PrefillDone | FirstToken | RequestDone | RequestFailed, ended: list[Explanation]
+        self, now_s: float, event: PrefillDone | FirstToken | RequestDone | RequestFailed, ended: list[Ended]
     ) -> _Story | None:
         story = self._stories.get(event.request_id)
         if story is None or story.is_waiting or story.attempt != event.attempt:
@@ -119,37 +135,53 @@ class Explainer:
             self._end(story, "failed", ended)
         return None
 
-    def _answered(self, now_s: float, command: Command, ended: list[Explanation]) -> None:
+    def _answered(self, now_s: float, command: Command, ended: list[Ended]) -> None:
         story = self._stories.get(command.decision.request_id if isinstance(command, Dispatch) else command.request_id)
         if story is None:
             return
         if isinstance(command, Hold):
-            story.held_because = command.why
+            story.held_because = command.why[: MOST_CHARS + 1]
             return
-        story.notes.append((now_s, command))
         if isinstance(command, Dispatch):
+            story.notes.append((now_s, note_dispatch(command.decision)))
             story.attempt = command.decision.attempt
             self._set_waiting(story, False)
         elif isinstance(command, Reject):
+            story.notes.append((now_s, note_reject(command)))
             self._end(story, "rejected", ended)
+        else:
+            story.notes.append((now_s, command))
 
     def _set_waiting(self, story: _Story, is_waiting: bool) -> None:
         self._num_waiting += is_waiting - story.is_waiting
         story.is_waiting = is_waiting
 
-    def _end(self, story: _Story, outcome: Outcome, ended: list[Explanation]) -> None:
+    def _end(self, story: _Story, outcome: Outcome, ended: list[Ended]) -> None:
         del self._stories[story.request.id]
         self._num_waiting -= story.is_waiting
-        ended.append(self._told(story, outcome))
+        ended.append(Ended(story.request.id, story.public_id, pack(_about(story, outcome), story.notes)))
 
-    def _told(self, story: _Story, outcome: Outcome) -> Explanation:
+    def _tell(self, about: About, notes: Iterable[tuple[float, Note]]) -> Explanation:
         return Explanation(
-            request_id=story.request.id,
-            public_id=story.public_id,
+            request_id=about.request_id,
+            public_id=about.public_id,
             router=self._router,
             policy=self._policy,
-            arrived_at_s=round(story.arrived_at_s + self._unix_offset_s, 3),
-            outcome=outcome,
-            arrival=tell_arrival(story.request, story.overlap),
-            steps=tell_steps(story.request, story.arrived_at_s, story.notes),
+            arrived_at_s=round(about.arrived_at_s + self._unix_offset_s, 3),
+            outcome=about.outcome,
+            arrival=about.arrival,
+            steps=tell_steps(about.asked, about.arrived_at_s, notes),
         )
+
+
+def _about(story: _Story, outcome: Outcome) -> About:
+    request = story.request
+    slo = request.terms.slo
+    return About(
+        request.id,
+        story.public_id,
+        story.arrived_at_s,
+        outcome,
+        tell_arrival(request, story.overlap),
+        Asked(request.streamed, slo.ttft_s, slo.tpot_s),
+    )

@@ -5,16 +5,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 from msgspec.structs import replace
 
 from router import explanation as told
-from router.events import Abort, Dispatch, FirstToken, PrefillDone, Reject, RequestCancelled, RequestDone, RequestFailed
+from router.events import Abort, FirstToken, PrefillDone, Reject, RequestCancelled, RequestDone, RequestFailed
 from router.explanation import Predicted, Way
-from router.types import Forecast, Overlap, Request, RoutingDecision
+from router.types import Considered, Forecast, Overlap, Request, RoutingDecision
 
 MOST_CHARS = 300
+_KEPT_CHARS = MOST_CHARS + 1  # so that it is seen that there was more
 _MOST_COUNT = 2**53  # clients may ask for any number of tokens; JSON readers know fewer
 _FOREVER_S = 1e9  # what a forecast without an end is written as
+
+
+class Asked(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What steps are judged by."""
+
+    streamed: bool
+    ttft_s: float
+    tpot_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +35,47 @@ class Wait:
     why: str = ""
 
 
-Note = PrefillDone | FirstToken | RequestDone | RequestFailed | RequestCancelled | Dispatch | Reject | Abort | Wait
+class Decided(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What is kept of a Dispatch: of the workers their ids."""
+
+    attempt: int
+    prefill: str | None
+    decode: str
+    forecast: Forecast
+    excluded: tuple[str, ...]
+    promised: bool
+    waited_s: float
+    considered: tuple[Considered, ...]
+    num_candidates: int
+    num_near_equal: int
+    why: str
+
+
+Note = PrefillDone | FirstToken | RequestDone | RequestFailed | RequestCancelled | Decided | Reject | Abort | Wait
+
+
+def note_dispatch(decision: RoutingDecision) -> Decided:
+    """What is kept of it."""
+    return Decided(
+        decision.attempt,
+        decision.prefill.spec.id if decision.prefill else None,
+        decision.decode.spec.id,
+        decision.forecast,
+        tuple(sorted(decision.excluded)),
+        decision.promised,
+        decision.waited_s,
+        decision.considered,
+        decision.num_candidates,
+        decision.num_near_equal,
+        decision.why[:_KEPT_CHARS],
+    )
+
+
+def note_reject(reject: Reject) -> Reject:
+    """With as much of its text as will be told."""
+    if len(reject.detail) <= _KEPT_CHARS:
+        return reject
+    return Reject(reject.request_id, reject.reason, reject.detail[:_KEPT_CHARS], reject.retry_after_s)
 
 
 def tell_arrival(request: Request, overlap: Overlap) -> told.Arrival:
@@ -50,9 +100,9 @@ def tell_arrival(request: Request, overlap: Overlap) -> told.Arrival:
     )
 
 
-def tell_steps(request: Request, arrived_at_s: float, notes: Iterable[tuple[float, Note]]) -> tuple[told.Step, ...]:
+def tell_steps(asked: Asked, arrived_at_s: float, notes: Iterable[tuple[float, Note]]) -> tuple[told.Step, ...]:
     """What happened, in order; `notes` are of live attempts only, each with its instant."""
-    telling = _Telling(request)
+    telling = _Telling(asked)
     steps = [telling.step(now_s - arrived_at_s, note) for now_s, note in notes]
     match steps:
         case [told.Queued() as queued, told.Dispatched() as first, *rest]:  # what was said when it began to wait
@@ -64,9 +114,9 @@ def tell_steps(request: Request, arrived_at_s: float, notes: Iterable[tuple[floa
 class _Telling:
     """One pass over the notes of a request."""
 
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self._decision: RoutingDecision | None = None
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self._decision: Decided | None = None
         self._dispatched_age_s = 0.0
         self._began_age_s: float | None = None
         self._prefill_cached_tokens: int | None = None
@@ -76,10 +126,10 @@ class _Telling:
         match note:
             case Wait(num_waiting, why):
                 return told.Queued(at_s, num_waiting, _text(why))
-            case Dispatch(decision):
-                self._decision, self._dispatched_age_s = decision, age_s
+            case Decided():
+                self._decision, self._dispatched_age_s = note, age_s
                 self._began_age_s = self._prefill_cached_tokens = None
-                return _dispatched(decision, at_s)
+                return _dispatched(note, at_s)
             case PrefillDone(_, attempt, cached_tokens):
                 self._prefill_cached_tokens = cached_tokens
                 return told.Prefilled(at_s, attempt, cached_tokens)
@@ -109,8 +159,8 @@ class _Telling:
         return "prefill" if self._began_age_s is None else "answer"
 
     def _done(self, done: RequestDone, age_s: float) -> told.Done:
-        usage, slo, began_s = done.usage, self._request.terms.slo, self._began_age_s
-        is_timed = self._request.streamed and began_s is not None
+        usage, asked, began_s = done.usage, self._asked, self._began_age_s
+        is_timed = asked.streamed and began_s is not None
         ttft_s = began_s if is_timed else None
         tpot_s = None
         if is_timed and began_s is not None and usage is not None and usage.output_tokens > 1:
@@ -127,31 +177,30 @@ class _Telling:
             predicted_cached_tokens=round(self._forecast.overlap_tokens),
             tpot_s=_limit(tpot_s),
             predicted_tpot_s=_seconds(self._forecast.tpot_s),
-            ttft_met=_met(ttft_s, slo.ttft_s),
-            tpot_met=_met(tpot_s, slo.tpot_s),
+            ttft_met=_met(ttft_s, asked.ttft_s),
+            tpot_met=_met(tpot_s, asked.tpot_s),
         )
 
 
-def _dispatched(decision: RoutingDecision, age_s: float) -> told.Dispatched:
-    prefill = decision.prefill.spec.id if decision.prefill else None
-    chosen = Way(prefill, decision.decode.spec.id, _predicted(decision.forecast), 0.0, "")
+def _dispatched(decided: Decided, age_s: float) -> told.Dispatched:
+    chosen = Way(decided.prefill, decided.decode, _predicted(decided.forecast), 0.0, "")
     others = [
-        _way(way.prefill, way.decode, way.forecast, decision.forecast)
-        for way in decision.considered
+        _way(way.prefill, way.decode, way.forecast, decided.forecast)
+        for way in decided.considered
         if (way.prefill, way.decode) != (chosen.prefill, chosen.decode)
     ]
     return told.Dispatched(
         age_s=age_s,
-        attempt=decision.attempt,
+        attempt=decided.attempt,
         prefill=chosen.prefill,
         decode=chosen.decode,
         predicted=chosen.predicted,
-        promised=decision.promised,
-        waited_s=_seconds(decision.waited_s),
-        why=_text(decision.why) if decision.attempt == 1 else "",  # admission's word is on the first
-        excluded=tuple(sorted(decision.excluded)),
-        num_candidates=decision.num_candidates,
-        num_near_equal=decision.num_near_equal,
+        promised=decided.promised,
+        waited_s=_seconds(decided.waited_s),
+        why=_text(decided.why) if decided.attempt == 1 else "",  # admission's word is on the first
+        excluded=decided.excluded,
+        num_candidates=decided.num_candidates,
+        num_near_equal=decided.num_near_equal,
         ways=(chosen, *sorted(others, key=lambda way: way.over_s)),
     )
 

@@ -23,14 +23,16 @@ from router.errors import ApiError, bad_request, broken_stream, grpc_code, inter
 from router.grpc_messages import SseReader, engine_error, to_openai, to_response
 from router.grpc_port import Health, bind_server, build_server
 from router.intake import FrontDesk
-from router.interfaces import Tracing
+from router.interfaces import Flow, Tracing
 from router.openai import usable_request_id
 from router.service import RouterService
 from router.settings import RouterSettings
 
 _log = logging.getLogger(__name__)
 _SERVICE = "headrace.v1.Inference"
+_MOST_WAITING = 16  # responses of one call that its client has not taken
 _MAX_DETAILS_BYTES = 2000  # percent-encoded up to three times as long; clients refuse more than 8 KiB of metadata
+_MOST_REFUSAL_BYTES = 64 << 10  # read of an engine's error
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -148,7 +150,11 @@ class _Inference:
 
 
 class _GrpcSink:
-    """Takes an engine's bytes, gives the call's responses."""
+    """Takes an engine's bytes, gives the call's responses.
+
+    Invariant: while more than `_MOST_WAITING` responses wait for the client the engine is paused. So what waits is
+    bounded by that, and by what one read of the engine's socket holds.
+    """
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         self.headers = headers
@@ -159,28 +165,36 @@ class _GrpcSink:
         self._retry_after: str | None = None
         self._refusal = b""
         self._error: ApiError | None = None
+        self._flow: Flow | None = None
+        self._is_paused = False
 
     @property
     def started(self) -> bool:
         """An answer of some kind has begun."""
         return self._status != 0
 
-    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+    def start(self, status: int, headers: Mapping[str, str]) -> None:
         """The engine's status."""
         self._status = status
         self._retry_after = headers.get("retry-after")
 
-    async def write(self, chunk: bytes) -> None:
-        """Pass on what this piece completes; returns when the client has taken it."""
+    def write(self, chunk: bytes) -> None:
+        """Pass on what this piece completes."""
         if self._status != 200:
-            self._refusal += chunk
+            self._refusal += chunk[: _MOST_REFUSAL_BYTES - len(self._refusal)]
         elif self._error is None:
             try:
                 for event in self._reader.feed(chunk):
                     self._responses.put_nowait(to_response(event))
             except ApiError as error:
                 self._error = error  # for `check`: the service takes an ApiError from a sink for one of its own
-            await self._responses.join()
+            if not self._is_paused and self._flow is not None and self._responses.qsize() > _MOST_WAITING:
+                self._is_paused = True
+                self._flow.pause()
+
+    def attach_flow(self, flow: Flow | None) -> None:
+        """Whom to pause while the client takes no more."""
+        self._flow, self._is_paused = flow, False
 
     def check(self) -> None:
         """Raise ApiError where the answer was not a whole one."""
@@ -203,7 +217,9 @@ class _GrpcSink:
                 await context.send_initial_metadata((("x-request-id", self.public_id),))
                 metadata_sent = True
             await context.write(response)
-            self._responses.task_done()
+            if self._is_paused and self._flow is not None and self._responses.empty():
+                self._is_paused = False
+                self._flow.resume()
 
 
 def _headers(context: _Context) -> dict[str, str]:

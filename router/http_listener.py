@@ -14,13 +14,14 @@ from aiohttp import web
 
 from router.errors import ApiError, bad_request, internal, too_large
 from router.intake import FrontDesk
-from router.interfaces import Tracing
+from router.interfaces import Flow, Tracing
 from router.model_cards import model_cards
 from router.service import RouterService
 from router.settings import RouterSettings
 from workers.engine_metrics import FORWARDED_ROUTES
 
 _log = logging.getLogger(__name__)
+_MOST_WAITING_CHUNKS = 16
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -97,8 +98,9 @@ class HttpListener:
                 # Part of the answer is out. Closing without the final chunk is the only truthful end of it.
                 _log.warning("request %s: %s", intake.public_id, error)
                 sink.cut()
-            except ConnectionResetError:
-                _log.debug("request %s: the client went away", intake.public_id)
+            except BaseException:
+                sink.cut()
+                raise
             return await sink.finish()
 
     async def _read_body(self, http: web.Request) -> bytes:
@@ -155,39 +157,65 @@ class HttpListener:
 
 
 class _HttpSink:
-    """The client's side of one answer."""
+    """The client's side of one answer. What is written waits in a queue that a task of its own sends."""
 
     def __init__(self, http: web.Request, public_id: str) -> None:
         self._http = http
         self._public_id = public_id
         self._response: web.StreamResponse | None = None
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._sender: asyncio.Task[None] | None = None
+        self._flow: Flow | None = None
+        self._is_paused = False
 
     @property
     def started(self) -> bool:
-        """The status line is out."""
+        """The client will get a status line, if it gets anything."""
         return self._response is not None
 
-    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+    def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Send status and headers."""
         self._response = web.StreamResponse(status=status, headers={**headers, "x-request-id": self._public_id})
-        await self._response.prepare(self._http)
+        self._sender = asyncio.create_task(self._send(self._response))
 
-    async def write(self, chunk: bytes) -> None:
-        """Send bytes; waits while the client's buffer is full."""
-        assert self._response is not None
-        await self._response.write(chunk)
+    def write(self, chunk: bytes) -> None:
+        """Send bytes."""
+        self._queue.put_nowait(chunk)
+        if self._flow is not None and not self._is_paused and self._queue.qsize() > _MOST_WAITING_CHUNKS:
+            self._is_paused = True
+            self._flow.pause()
+
+    def attach_flow(self, flow: Flow | None) -> None:
+        """Whom to pause while the client's buffer is full."""
+        self._flow, self._is_paused = flow, False
 
     async def finish(self) -> web.StreamResponse:
         """End the answer."""
         assert self._response is not None
-        if self._http.transport is not None:
-            await self._response.write_eof()
+        assert self._sender is not None
+        self._queue.put_nowait(None)
+        await asyncio.wait((self._sender,))
         return self._response
 
     def cut(self) -> None:
         """Break the connection in the middle of the answer."""
         if self._http.transport is not None:
             self._http.transport.abort()
+        if self._sender is not None:
+            self._sender.cancel()
+
+    async def _send(self, response: web.StreamResponse) -> None:
+        try:
+            await response.prepare(self._http)
+            while (chunk := await self._queue.get()) is not None:
+                await response.write(chunk)
+                if self._is_paused and self._flow is not None and self._queue.empty():
+                    self._is_paused = False
+                    self._flow.resume()
+            if self._http.transport is not None:
+                await response.write_eof()
+        except ConnectionResetError:
+            pass  # the handler's task is being cancelled for it
 
 
 @web.middleware

@@ -1,7 +1,7 @@
 """From a client's request to what the service takes: shared by the HTTP listener and the gRPC server."""
 
 import hashlib
-import uuid
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -59,7 +59,7 @@ class FrontDesk:
         has_terms = self.slo.enabled and route in GENERATION_ROUTES
         resolved = resolve(headers, self.slo) if has_terms else _NO_TERMS
         located = await self.prompts.locate(model, route, body.fields, adapter)
-        request_id = RequestId(uuid.uuid4().hex)  # never the client's: two clients may send the same
+        request_id = RequestId(os.urandom(16).hex())  # never the client's: two clients may send the same
         public_id = usable_request_id(headers.get("x-request-id")) or request_id
         forwarded = {name: headers[name] for name in _FORWARDED_HEADERS if name in headers}
         reads_usage = route in (CHAT_ROUTE, COMPLETION_ROUTE)

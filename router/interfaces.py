@@ -28,25 +28,46 @@ class RoutingPolicy(Protocol):
         ...
 
 
+class Flow(Protocol):
+    """Something that can be told to stop producing for a while."""
+
+    def pause(self) -> None:
+        """Stop. What is under way may still come."""
+        ...
+
+    def resume(self) -> None:
+        """Go on."""
+        ...
+
+
 class ResponseSink(Protocol):
-    """Where the answer goes: an HTTP response or a gRPC stream."""
+    """Where the answer goes: an HTTP response or a gRPC stream. Nothing here waits."""
 
     @property
     def started(self) -> bool:
         """The client has been told a status; from here on a failure can only break the stream."""
         ...
 
-    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+    def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Send status and headers. Called once, before the first `write`."""
         ...
 
-    async def write(self, chunk: bytes) -> None:
-        """Pass the engine's bytes on; returns when the client can take more."""
+    def write(self, chunk: bytes) -> None:
+        """Pass the engine's bytes on; what the client does not take at once is kept."""
+        ...
+
+    def attach_flow(self, flow: Flow | None) -> None:
+        """Whom to pause while the client takes no more; None: nobody any more."""
         ...
 
 
 class Span(Protocol):
     """One timed step of a request."""
+
+    @property
+    def is_recorded(self) -> bool:
+        """False where attributes would go nowhere: then they need not be made."""
+        ...
 
     def set(self, **attributes: str | int | float | bool) -> None:
         """Add attributes."""

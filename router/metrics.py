@@ -1,11 +1,14 @@
 """Prometheus metrics of one router process."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from router.core import RouterCore
 from router.prompt_index import PromptIndex
@@ -14,60 +17,95 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 _TPOT_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
 
 
-class RouterMetrics:
+class Distribution:
+    """A histogram of seconds, counted here and shown to Prometheus at a scrape: one look-up for each observation."""
+
+    def __init__(self, name: str, text: str, bounds_s: tuple[float, ...]) -> None:
+        self._name = name
+        self._text = text
+        self._bounds_s = bounds_s
+        self._counts = [0] * (len(bounds_s) + 1)
+        self._sum_s = 0.0
+
+    def observe(self, value_s: float) -> None:
+        """Count one."""
+        self._counts[bisect_left(self._bounds_s, value_s)] += 1
+        self._sum_s += value_s
+
+    def collect(self) -> Metric:
+        """As it is now."""
+        edges = [*map(floatToGoString, self._bounds_s), "+Inf"]
+        buckets = list(zip(edges, map(float, accumulate(self._counts)), strict=True))
+        return HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum_s)
+
+
+class Count:
+    """Counters by labels, of plain integers for the same reason."""
+
+    def __init__(self, name: str, text: str, labels: tuple[str, ...] = ()) -> None:
+        self._name = name
+        self._text = text
+        self._labels = labels
+        self._values: dict[tuple[str, ...], int] = {} if labels else {(): 0}
+
+    def inc(self, *labels: str) -> None:
+        """Count one, under the values of its labels."""
+        self._values[labels] = self._values.get(labels, 0) + 1
+
+    def collect(self) -> Metric:
+        """As they are now."""
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for labels, value in self._values.items():
+            family.add_metric(labels, float(value))
+        return family
+
+
+class RouterMetrics(Collector):
     """All series are `headrace_*`. Labels are bounded: routes, classes and outcomes of ours, workers of the fleet."""
 
-    def __init__(self, core: RouterCore, prompts: PromptIndex, redis_up: Callable[[], bool]) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "headrace_requests", "Requests by route and status the client got", ("route", "status"),
-            registry=self.registry,
-        )  # fmt: skip
-        self.cancelled = Counter(
-            "headrace_requests_cancelled", "Requests whose client went away or ran out of time", registry=self.registry
+    def __init__(
+        self, core: RouterCore, prompts: PromptIndex, redis_up: Callable[[], bool], num_in_flight: Callable[[], int]
+    ) -> None:
+        self.requests = Count("headrace_requests", "Requests by route and status the client got", ("route", "status"))
+        self.cancelled = Count("headrace_requests_cancelled", "Requests whose client went away or ran out of time")
+        self.attempts = Count("headrace_attempts", "Attempts by kind (hand_off, local)", ("kind",))
+        self.failed_attempts = Count("headrace_failed_attempts", "Attempts that a worker failed", ("worker",))
+        self.ttft = Distribution(
+            "headrace_ttft_seconds", "Arrival to the first byte of the answer, streamed requests", _SECONDS
         )
-        self.attempts = Counter(
-            "headrace_attempts", "Attempts by kind (hand_off, local)", ("kind",), registry=self.registry
+        self.e2e = Distribution("headrace_e2e_seconds", "Arrival to the end of the answer", _SECONDS)
+        self.tpot = Distribution(
+            "headrace_tpot_seconds", "Mean gap between tokens after the first, streamed requests", _TPOT_SECONDS
         )
-        self.failed_attempts = Counter(
-            "headrace_failed_attempts", "Attempts that a worker failed", ("worker",), registry=self.registry
+        self.rejected = Count(
+            "headrace_rejected", "Requests turned away, by class and reason", ("service_class", "reason")
         )
-        self.in_flight = Gauge("headrace_requests_in_flight", "Requests not yet ended", registry=self.registry)
-        self.ttft = Histogram(
-            "headrace_ttft_seconds",
-            "Arrival to the first byte of the answer, streamed requests",
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.e2e = Histogram(
-            "headrace_e2e_seconds", "Arrival to the end of the answer", buckets=_SECONDS, registry=self.registry
-        )
-        self.tpot = Histogram(
-            "headrace_tpot_seconds",
-            "Mean gap between tokens after the first, streamed requests",
-            buckets=_TPOT_SECONDS,
-            registry=self.registry,
-        )
-        self.rejected = Counter(
-            "headrace_rejected", "Requests turned away, by class and reason", ("service_class", "reason"),
-            registry=self.registry,
-        )  # fmt: skip
-        self.slo = Counter(
+        self.slo = Count(
             "headrace_slo_requests",
             "Streamed requests that ended, by class, whether their targets were promised, and whether both were met",
             ("service_class", "promised", "met"),
-            registry=self.registry,
         )
+        self._num_in_flight = num_in_flight
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
         self.registry.register(_StateCollector(core, prompts, redis_up))
 
     def observe_slo(self, service_class: str, promised: bool, met: bool, tpot_s: float) -> None:
         """A streamed request has ended well."""
         self.tpot.observe(tpot_s)
-        self.slo.labels(service_class, _yes_no(promised), _yes_no(met)).inc()
+        self.slo.inc(service_class, _yes_no(promised), _yes_no(met))
 
     def exposition(self) -> bytes:
         """The text format."""
         return generate_latest(self.registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """What has been counted."""
+        for count in (self.requests, self.cancelled, self.attempts, self.failed_attempts, self.rejected, self.slo):
+            yield count.collect()
+        for distribution in (self.ttft, self.e2e, self.tpot):
+            yield distribution.collect()
+        yield _gauge("headrace_requests_in_flight", "Requests not yet ended", self._num_in_flight())
 
 
 class _StateCollector(Collector):

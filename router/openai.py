@@ -32,6 +32,12 @@ OPENAI_FIELDS = frozenset(
 RESERVED_FIELDS = (HANDLE_FIELD, "ec_transfer_params")
 _EXTENSION_FIELD = "vllm_xargs"
 
+# What decides whether a request can be handed off: by being above one, true, or there at all.
+_SEQUENCES = ("n", "best_of")
+_FLAGS = ("use_beam_search", "echo", "prompt_embeds")
+_VALUES = ("prompt_logprobs", "truncate_prompt_tokens")
+_HAND_OFF_FIELDS = frozenset((*_SEQUENCES, *_FLAGS, *_VALUES))
+
 _BYTES_PER_TOKEN = 4  # English text; an estimate until the router tokenises
 _DEFAULT_OUTPUT_TOKENS = 256
 _MAX_QUOTED_CHARS = 64  # of a field name, in an error message
@@ -137,12 +143,13 @@ def _can_hand_off(route: str, fields: Mapping[str, Any]) -> bool:
     """
     if route not in (CHAT_ROUTE, COMPLETION_ROUTE) or _max_output_tokens(fields) <= 1:
         return False
-    if any(fields.get(name) not in (None, 1) for name in ("n", "best_of")):
-        return False
-    if any(fields.get(name) for name in ("use_beam_search", "echo", "prompt_embeds")):
-        return False
-    if any(fields.get(name) is not None for name in ("prompt_logprobs", "truncate_prompt_tokens")):
-        return False
+    if not _HAND_OFF_FIELDS.isdisjoint(fields):  # most requests have none of them
+        if any(fields.get(name) not in (None, 1) for name in _SEQUENCES):
+            return False
+        if any(fields.get(name) for name in _FLAGS):
+            return False
+        if any(fields.get(name) is not None for name in _VALUES):
+            return False
     if route == CHAT_ROUTE:
         return isinstance(fields.get("messages"), list)
     prompt = fields.get("prompt")

@@ -88,7 +88,7 @@ class RouterService:
     _wakeup: asyncio.TimerHandle | None = None
 
     def __post_init__(self) -> None:
-        self.metrics = RouterMetrics(self.core, self.prompts, self.redis_up)
+        self.metrics = RouterMetrics(self.core, self.prompts, self.redis_up, lambda: len(self._live))
 
     @property
     def num_in_flight(self) -> int:
@@ -162,7 +162,6 @@ class RouterService:
         live = _Live(request, intake.located, verdict, asyncio.current_task(), time.monotonic())
         self.history.announce(request.id, intake.public_id)
         self._live[request.id] = live
-        self.metrics.in_flight.inc()
         status = 499  # nginx's word for a client that went away
         try:
             self.handle(RequestArrived(request, intake.located.overlap))
@@ -177,8 +176,7 @@ class RouterService:
             raise
         finally:
             del self._live[request.id]
-            self.metrics.in_flight.dec()
-            self.metrics.requests.labels(request.route, str(status)).inc()
+            self.metrics.requests.inc(request.route, str(status))
             self.metrics.e2e.observe(time.monotonic() - live.arrived_at_s)
 
     async def _attempts(self, live: _Live, intake: Intake, carrier: Carrier, trace: RequestTrace) -> int:
@@ -188,11 +186,12 @@ class RouterService:
                 verdict = await live.verdict
                 if isinstance(verdict, Reject):
                     span.set(rejected=verdict.reason.value)
-                    self.metrics.rejected.labels(request.terms.class_name, verdict.reason.value).inc()
+                    self.metrics.rejected.inc(request.terms.class_name, verdict.reason.value)
                     raise from_reject(verdict)
-                span.set(**span_attributes(verdict))
+                if span.is_recorded:
+                    span.set(**span_attributes(verdict))
             live.verdict = asyncio.get_running_loop().create_future()
-            self.metrics.attempts.labels("hand_off" if verdict.prefill else "local").inc()
+            self.metrics.attempts.inc("hand_off" if verdict.prefill else "local")
             try:
                 outcome = await self._run_attempt(verdict, live, intake, carrier, trace)
             except WorkerError as error:
@@ -248,7 +247,7 @@ class RouterService:
 
     def _fail(self, intake: Intake, decision: RoutingDecision, error: WorkerError, *, retriable: bool) -> None:
         _log.warning("request %s attempt %d: %s", intake.public_id, decision.attempt, error)
-        self.metrics.failed_attempts.labels(error.worker_id).inc()
+        self.metrics.failed_attempts.inc(error.worker_id)
         self.handle(RequestFailed(intake.request.id, decision.attempt, error.worker_id, retriable))
 
     def handle(self, event: Event) -> None:

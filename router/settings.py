@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from router.baselines import BASELINES
 from router.explain_settings import ExplainSettings
 from router.tokens.settings import TokenSettings
+from workers.engine_http.settings import EngineHttpSettings
 
 LEAST_COST = "least_cost"
 
@@ -57,7 +58,7 @@ class RouterSettings(BaseModel):
     )
     max_attempts: int = Field(3, ge=1, le=10, description="workers tried before a request fails")
     retry_after_s: float = Field(2.0, ge=0.1, description="Retry-After when no worker can serve")
-    idle_timeout_s: float = Field(600.0, ge=1.0, description="an engine silent for this long has failed the request")
+    engine_http: EngineHttpSettings = EngineHttpSettings()
     drain_s: float = Field(10.0, ge=0.0, description="in-flight requests may finish for this long on shutdown")
 
     @field_validator("policy")

@@ -109,15 +109,11 @@ def find_usage(data: bytes) -> Usage | None:
     if start < 0:
         return None
     start += len(_USAGE) - 1
-    depth = 0
-    for at in range(start, len(data)):
-        depth += (data[at] == _OPEN) - (data[at] == _CLOSE)
-        if depth == 0:
-            return _parse(data[start : at + 1])
+    end = start
+    while end := data.find(b"}", end) + 1:
+        if data.count(b"{", start, end) == data.count(b"}", start, end):
+            return _parse(data[start:end])
     return None
-
-
-_OPEN, _CLOSE = b"{}"
 
 
 class _Details(msgspec.Struct):

@@ -34,6 +34,7 @@ from router.tokens.tokenizer import PromptTokenizer
 from router.tracing import NoTracing
 from tests.builders import make_core, make_worker
 from workers.client import EngineClient
+from workers.engine_http.settings import EngineHttpSettings
 from workers.fake import FakeEngine, FakeSettings, Plan
 from workers.fake.plan import Timing
 from workers.membership import Joined
@@ -79,7 +80,7 @@ class Door:
 @asynccontextmanager
 async def open_door(*workers: WorkerState, core: RouterCore | None = None, **settings: Any) -> AsyncIterator[Door]:
     """A router with a fleet, behind gRPC."""
-    client = EngineClient(idle_timeout_s=30.0)
+    client = EngineClient(EngineHttpSettings(first_byte_timeout_s=30.0, silence_timeout_s=30.0))
     core = core or make_core()
     prompts = PromptIndex(PromptTokenizer(TokenSettings()), FleetIndex(PrefixIndex(1 << 20)), 32)
     history = build_history(RouterSettings(), "test")

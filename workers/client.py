@@ -1,17 +1,25 @@
-"""The wire to one engine: its own HTTP, bytes in and bytes out. Failures come out as WorkerError and nothing else."""
+"""The wire to one engine: its own HTTP, bytes in and bytes out. Failures come out as WorkerError and nothing else.
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+Invariants
+ 1. A request is sent once; a second time only when a connection that had been idle ended without a byte of the answer,
+    and then on a new one: the engine had closed it while the request was on its way, and has not seen it.
+ 2. An answer that is not read to its end closes its connection, which tells the engine to stop.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import aiohttp
-
 from kvstore.types import WorkerId
-from workers.errors import WorkerUnreachableError
-from workers.ranks import RANK_HEADER
+from workers.engine_http.connection import Exchange, ExchangeError, StaleConnectionError
+from workers.engine_http.pool import AddressPool, Pools
+from workers.engine_http.response import Headers
+from workers.engine_http.settings import EngineHttpSettings
+from workers.errors import WorkerFailedError, WorkerUnreachableError
 from workers.types import WorkerState
 
-_CONNECT_S = 5.0
+Body = bytes | Sequence[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,68 +32,127 @@ class EngineReply:
 
 
 class EngineStream:
-    """An answer whose head has arrived; the body is read as it comes."""
+    """An answer whose head has arrived; the body is read as it comes. Close it, whether it has ended or not."""
 
-    def __init__(self, worker_id: WorkerId, response: aiohttp.ClientResponse) -> None:
+    __slots__ = ("_exchange", "_worker_id")
+
+    def __init__(self, worker_id: WorkerId, exchange: Exchange) -> None:
         self._worker_id = worker_id
-        self._response = response
+        self._exchange = exchange
 
     @property
     def status(self) -> int:
         """HTTP status."""
-        return self._response.status
+        return self._exchange.reader.status
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Response headers, names in any case."""
-        return self._response.headers
+        """Response headers, names in lower case."""
+        return Headers(self._exchange.reader.fields)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body in the pieces in which it arrives; raises WorkerUnreachableError where it breaks off."""
+    async def first_chunk(self) -> bytes:
+        """The first bytes of the body, b"" where it has none; raises WorkerUnreachableError where it breaks off."""
         try:
-            async for chunk in self._response.content.iter_any():
-                yield chunk
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise WorkerUnreachableError(self._worker_id, f"the answer broke off: {error!r}") from error
+            return await self._exchange.first_chunk()
+        except ExchangeError as error:
+            raise self._broke_off(error) from error
+
+    async def relay(self, write: Callable[[bytes], object]) -> None:
+        """Pass the rest of the body on, piece by piece, from the event loop's read callback; return at its end.
+
+        Raises WorkerUnreachableError where it breaks off, and what `write` raises.
+        """
+        try:
+            await self._exchange.relay(write)
+        except ExchangeError as error:
+            raise self._broke_off(error) from error
+
+    def pause(self) -> None:
+        """Stop reading from the engine; its own buffers, and then it, will wait."""
+        self._exchange.pause()
+
+    def resume(self) -> None:
+        """Go on reading."""
+        self._exchange.resume()
+
+    def close(self) -> None:
+        """No more of this answer is wanted. Nothing to do for one that has ended."""
+        self._exchange.close()
+
+    def _broke_off(self, error: ExchangeError) -> WorkerUnreachableError:
+        return WorkerUnreachableError(self._worker_id, f"the answer broke off: {error}")
 
 
 class EngineClient:
-    """Connections to all engines, pooled by address. Closing an unfinished answer tells the engine to stop."""
+    """Connections to all engines, pooled by address. Of one event loop."""
 
-    def __init__(self, *, idle_timeout_s: float) -> None:
-        self._session = aiohttp.ClientSession(
-            auto_decompress=False,
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=idle_timeout_s),
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-        )
+    def __init__(self, settings: EngineHttpSettings, *, tls: ssl.SSLContext | None = None) -> None:
+        """`tls`: for https:// engines; without one certificates are verified against the system's authorities."""
+        self._settings = settings
+        self._pools = Pools(settings, tls)
 
-    async def post(self, worker: WorkerState, route: str, body: bytes, headers: Mapping[str, str]) -> EngineReply:
-        """POST and read the whole answer."""
-        async with self.stream(worker, route, body, headers) as response:
-            parts = [chunk async for chunk in response.chunks()]
-            return EngineReply(response.status, response.headers, b"".join(parts))
+    @property
+    def num_connections(self) -> int:
+        """Connections that are open, in use or idle."""
+        return self._pools.num_open
 
-    @asynccontextmanager
-    async def stream(
-        self, worker: WorkerState, route: str, body: bytes, headers: Mapping[str, str]
-    ) -> AsyncIterator[EngineStream]:
-        """POST and hand out the answer as soon as its head is there."""
-        worker_id, rank = worker.spec.id, worker.spec.rank
-        if rank is not None:
-            headers = {**headers, RANK_HEADER: str(rank)}
+    async def post(self, worker: WorkerState, route: str, body: Body, headers: Mapping[str, str]) -> EngineReply:
+        """POST and read the whole answer. Raises WorkerUnreachableError, and WorkerFailedError for one too large."""
+        stream = await self.open(worker, route, body, headers)
+        pieces: list[bytes] = []
+        room_bytes = self._settings.max_reply_bytes
+
+        def keep(piece: bytes) -> None:
+            nonlocal room_bytes
+            room_bytes -= len(piece)
+            if room_bytes < 0:
+                raise WorkerFailedError(worker.spec.id, f"more than {self._settings.max_reply_bytes} bytes of answer")
+            pieces.append(piece)
+
         try:
-            response = await self._session.post(f"{worker.spec.address}{route}", data=body, headers=headers)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise WorkerUnreachableError(worker_id, f"no answer from {worker.spec.address}: {error!r}") from error
-        try:
-            yield EngineStream(worker_id, response)
+            await stream.relay(keep)
         finally:
-            if response.content.at_eof():
-                response.release()
-            else:
-                response.close()
+            stream.close()
+        return EngineReply(stream.status, stream.headers, b"".join(pieces))
+
+    async def open(self, worker: WorkerState, route: str, body: Body, headers: Mapping[str, str]) -> EngineStream:
+        """POST and hand out the answer as soon as its head is there. Raises WorkerUnreachableError."""
+        spec = worker.spec
+        try:
+            pool = self._pools.get(spec.address)
+            request = _request(pool.start(route, spec.rank), headers, body)
+            exchange = await self._exchange(pool, request)
+        except (ExchangeError, OSError, TimeoutError, ValueError) as error:
+            raise WorkerUnreachableError(spec.id, f"no answer from {spec.address}: {error!r}") from error
+        return EngineStream(spec.id, exchange)
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._session.close()
+        self._pools.close()
+        await asyncio.sleep(0)  # in which the event loop lets go of them
+
+    async def _exchange(self, pool: AddressPool, request: Sequence[bytes]) -> Exchange:
+        """An exchange whose head is there."""
+        connection = pool.take()
+        if connection is not None:
+            exchange = connection.send(request, self._settings.max_head_bytes)
+            try:
+                await exchange.head()
+            except StaleConnectionError:
+                pass  # invariant 1
+            else:
+                return exchange
+        connection = await pool.connect()
+        exchange = connection.send(request, self._settings.max_head_bytes)
+        await exchange.head()
+        return exchange
+
+
+def _request(start: str, headers: Mapping[str, str], body: Body) -> list[bytes]:
+    """A request in parts; `start` is its first line and what never changes. Raises ValueError for a split header."""
+    parts = (body,) if isinstance(body, bytes) else body
+    fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if not fields.count("\r") == fields.count("\n") == len(headers) or "\0" in fields:
+        raise ValueError("a header that holds a line break or a NUL")
+    size_bytes = sum(map(len, parts))
+    return [f"{start}{fields}content-length: {size_bytes}\r\n\r\n".encode("latin-1", "replace"), *parts]

@@ -47,6 +47,7 @@ from tests.byte_renderer import ByteRenderer
 from tests.envoy_proxy import endpoint, gateway_config, running_envoy
 from tests.grpc_door import MODEL, make_worker_at
 from workers.client import EngineClient
+from workers.engine_http.settings import EngineHttpSettings
 from workers.membership import Joined
 
 ENGINES = 4
@@ -145,7 +146,7 @@ async def _headrace(ready: Connection, addresses: Sequence[str]) -> None:
     tokenizer.add_renderer(MODEL, ByteRenderer())
     prompts = PromptIndex(tokenizer, FleetIndex(PrefixIndex(1 << 24)), 32)
     settings = RouterSettings()
-    client = EngineClient(idle_timeout_s=30.0)
+    client = EngineClient(EngineHttpSettings())
     core, history = make_core(hand_off="cost"), build_history(settings, "bench")
     service = RouterService(core, Dispatcher(client), prompts, lambda: True, history)
     for number, address in enumerate(addresses):

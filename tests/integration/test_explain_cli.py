@@ -28,9 +28,9 @@ from tests.integration.test_command_line import headrace, write
 
 _REQUEST = make_request("4f0c")
 _REJECT = Reject(_REQUEST.id, RejectReason.TTFT_INFEASIBLE, "3 s of work are ahead", 2.0)
-(EXPLANATION,) = Explainer(router="router-1", policy="least_cost", unix_offset_s=1.7e9).observe(
-    1.0, RequestArrived(_REQUEST), [_REJECT]
-)
+_EXPLAINER = Explainer(router="router-1", policy="least_cost", unix_offset_s=1.7e9)
+(_ENDED,) = _EXPLAINER.observe(1.0, RequestArrived(_REQUEST), [_REJECT])
+EXPLANATION = _EXPLAINER.tell(_ENDED.packed)
 
 
 @contextmanager

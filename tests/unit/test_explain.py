@@ -6,6 +6,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
+from msgspec import structs
 
 from kvstore.types import RequestId, WorkerId
 from router import explanation as told
@@ -26,7 +27,8 @@ from router.events import (
     WorkerGone,
 )
 from router.explain import Explainer
-from router.explain_steps import MOST_CHARS
+from router.explain_pack import About, pack, unpack
+from router.explain_steps import MOST_CHARS, Asked, Note, Wait, note_dispatch, tell_arrival
 from router.explain_text import headers, render_text, span_attributes
 from router.explanation import Explanation, decode, encode
 from router.types import UNPROMISED, Considered, Forecast, Overlap, Request, RoutingDecision, Usage
@@ -88,7 +90,7 @@ SERVED: tuple[Told, ...] = (
 def explain(*steps: Told) -> Explanation:
     """The one explanation that comes out at the end of these steps."""
     explainer = make_explainer()
-    ended = [explanation for step in steps for explanation in explainer.observe(*step)]
+    ended = [explainer.tell(ended.packed) for step in steps for ended in explainer.observe(*step)]
     assert explainer.num_live == 0
     (explanation,) = ended
     assert decode(encode(explanation)) == explanation
@@ -335,7 +337,9 @@ def test_every_request_of_a_history_comes_out_once(seed: int) -> None:
     explainer = make_explainer()
     ended: list[Explanation] = []
     history = History(
-        make_core(seed, hand_off="cost"), Random(seed), lambda *step: ended.extend(explainer.observe(*step))
+        make_core(seed, hand_off="cost"),
+        Random(seed),
+        lambda *step: ended.extend(explainer.tell(found.packed) for found in explainer.observe(*step)),
     )
     history.run(200)
     assert explainer.num_live == len(history.live)
@@ -348,3 +352,26 @@ def test_every_request_of_a_history_comes_out_once(seed: int) -> None:
         ages_s = [step.age_s for step in found.steps]
         assert ages_s == sorted(ages_s)
         assert ages_s[0] == 0.0
+
+
+def test_what_is_packed_comes_out_as_it_was() -> None:
+    """Of every kind, with forecasts without an end."""
+    endless = CHOSEN._replace(queue_s=math.inf, overlap_tokens=math.nan)
+    decided = note_dispatch(make_dispatch(attempt=2, why="x" * 1000).decision)
+    notes: list[tuple[float, Note]] = [
+        (1.0, Wait(3, "y")),
+        (2.0, decided),
+        (2.5, structs.replace(decided, forecast=endless, prefill=None)),
+        (3.0, PrefillDone(R1, 1, None)),
+        (4.0, FirstToken(R1, 1)),
+        (5.0, Abort(R1, 1, D1)),
+        (6.0, RequestFailed(R1, 1, D1, retriable=True)),
+        (7.0, Reject(R1, RejectReason.KV_FULL, "z", None)),
+        (8.0, RequestDone(R1, 1, Usage(1, None, 2))),
+        (9.0, RequestCancelled(R1)),
+    ]
+    about = About("r1", "p1", 0.5, "done", tell_arrival(REQUEST, Overlap(32, ())), Asked(True, 1.0, math.inf))
+    found, steps = unpack(pack(about, notes))
+    assert found == about
+    assert repr(steps) == repr(notes)  # NaN equals nothing
+    assert len(decided.why) == MOST_CHARS + 1

@@ -23,7 +23,7 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def prefill(**fields: Any) -> Any:
-    return json.loads(prefill_body({**CHAT, **fields}))
+    return json.loads(prefill_body(json.dumps({**CHAT, **fields}).encode()))
 
 
 def reply(params: object) -> bytes:
@@ -66,6 +66,13 @@ def test_what_shapes_the_prompt_stays(name: str, value: object) -> None:
     assert prefill(**{name: value})[name] == value
 
 
+def test_the_bytes_of_what_stays_are_the_client_s() -> None:
+    raw = b'{"prompt" : "\\u00e9 \\ud83d\\ude00", "temperature": 1.50, "seed": 123456789012345678901234567890}'
+    body = prefill_body(raw)
+    for value in (b'"\\u00e9 \\ud83d\\ude00"', b"1.50", b"123456789012345678901234567890"):
+        assert value in body
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -86,7 +93,7 @@ def test_what_asks_for_output_goes(fields: dict[str, object]) -> None:
 def test_the_handle_of_a_reply_is_passed_on_as_it_is() -> None:
     handle = parse_handle(reply(HANDLE))
     assert (handle.engine_id, handle.num_tokens) == (HANDLE["remote_engine_id"], 44)
-    assert handle.params == HANDLE
+    assert handle.params == json.dumps(HANDLE).encode()
 
 
 WITHOUT_HANDLE = {
@@ -116,11 +123,12 @@ def test_a_reply_without_a_usable_handle_is_a_handle_error(body: bytes) -> None:
 
 def test_the_decode_call_is_the_clients_bytes_and_the_handle() -> None:
     raw = b'{ "model": "m",\n "prompt": "a } b", "temperature": 1.50 }\r\n '
-    spliced = decode_body(raw, KvHandle("e", 1, HANDLE))
+    spliced = b"".join(decode_body(raw, KvHandle("e", 1, json.dumps(HANDLE).encode())))
     assert spliced.startswith(raw.rstrip()[:-1])
     assert json.loads(spliced) == {**json.loads(raw), "kv_transfer_params": HANDLE}
 
 
 def test_the_decode_call_s_handle_wins_over_a_null_of_the_client() -> None:
     raw = b'{"kv_transfer_params": null, "model": "m"}'
-    assert json.loads(decode_body(raw, KvHandle("e", 1, HANDLE)))["kv_transfer_params"] == HANDLE
+    spliced = b"".join(decode_body(raw, KvHandle("e", 1, json.dumps(HANDLE).encode())))
+    assert json.loads(spliced)["kv_transfer_params"] == HANDLE

@@ -29,6 +29,8 @@ FIRST_TOKEN = FirstToken(RequestId("r1"), 2)
 class Traced:
     """A trace whose spans have headers."""
 
+    is_recorded = True
+
     def set(self, **attributes: str | int | float | bool) -> None:
         return None
 

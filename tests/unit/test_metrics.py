@@ -1,0 +1,64 @@
+"""Counting without prometheus_client's locks shows what prometheus_client itself would have shown."""
+
+from collections.abc import Iterator
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from router.metrics import Count, Distribution
+
+BOUNDS_S = (0.005, 0.1, 1.0, 30.0)
+
+
+class Only(Collector):
+    """One family."""
+
+    def __init__(self, counted: Count | Distribution) -> None:
+        self._counted = counted
+
+    def collect(self) -> Iterator[Metric]:
+        """Now."""
+        yield self._counted.collect()
+
+
+def lines(registry: CollectorRegistry) -> list[str]:
+    """Everything but the times at which series began, which we do not keep."""
+    return [line for line in generate_latest(registry).decode().splitlines() if "_created" not in line]
+
+
+def shown(counted: Count | Distribution) -> list[str]:
+    registry = CollectorRegistry()
+    registry.register(Only(counted))
+    return lines(registry)
+
+
+@given(st.lists(st.one_of(st.sampled_from(BOUNDS_S), st.floats(0.0, 100.0)), max_size=30))
+def test_a_distribution_is_a_histogram(values_s: list[float]) -> None:
+    registry = CollectorRegistry()
+    theirs, ours = (
+        Histogram("x_seconds", "An x", buckets=BOUNDS_S, registry=registry),
+        Distribution("x_seconds", "An x", BOUNDS_S),
+    )
+    for value_s in values_s:
+        theirs.observe(value_s)
+        ours.observe(value_s)
+    assert shown(ours) == lines(registry)
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["200", '4"9'])), max_size=20))
+def test_counts_by_labels_are_counters(seen: list[tuple[str, str]]) -> None:
+    registry = CollectorRegistry()
+    theirs, ours = Counter("x", "An x", ("one", "two"), registry=registry), Count("x", "An x", ("one", "two"))
+    for labels in seen:
+        theirs.labels(*labels).inc()
+        ours.inc(*labels)
+    assert shown(ours) == lines(registry)
+
+
+def test_a_count_without_labels_is_there_before_the_first() -> None:
+    registry = CollectorRegistry()
+    Counter("x", "An x", registry=registry)
+    assert shown(Count("x", "An x")) == lines(registry)

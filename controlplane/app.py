@@ -34,11 +34,13 @@ from router.recorder import Recorder, new_recording_path
 from router.replicas import ReplicaExchange
 from router.service import Observer, RouterService
 from router.settings import RouterSettings
+from router.token_proof import TokenProofs
 from router.tokens.tokenizer import PromptTokenizer
 from router.tokens.types import Renderer
 from workers.client import EngineClient
 from workers.demo_model import DEMO_MODEL_NAME
 from workers.lease_follower import LeaseFollower
+from workers.membership import Joined, Left
 from workers.types import Role
 from workers.worker import WorkerPlan
 
@@ -109,20 +111,28 @@ async def _follow(plan: RouterPlan, stack: AsyncExitStack, prompts: PromptIndex)
     board = await stack.enter_async_context(open_board(plan.redis_url, namespace, config.redis))
     client = EngineClient(settings.engine_http)
     stack.push_async_callback(client.close)
+    proofs = TokenProofs(client, prompts.tokenizer)
+    stack.push_async_callback(proofs.close)
     replica_id = secrets.token_hex(8)
     history = build_history(settings, replica_id)
     recipe = core_recipe(settings, config.slo, seed=secrets.randbits(63))
     warm_by_s = time.monotonic() + _WARM_UP_S
     service = RouterService(
         build_core(recipe),
-        Dispatcher(client),
+        Dispatcher(client, proofs.applied),
         prompts,
         redis_up=lambda: follower.redis_up,
         history=history,
         observers=start_recorder(settings, recipe, stack),
         is_warm=lambda: (blocks.is_ready and not prompts.is_loading) or time.monotonic() > warm_by_s,
     )
-    follower = LeaseFollower(leases, config.redis, service.on_membership)
+
+    def on_membership(change: Joined | Left) -> None:
+        service.on_membership(change)
+        if settings.tokens.send_ids:
+            proofs.on_membership(change)
+
+    follower = LeaseFollower(leases, config.redis, on_membership)
     blocks = IndexFollower(kv_log, prompts.index, config.index, config.redis.lease_s, service.on_slots_changed)
     exchange = ReplicaExchange(
         board,

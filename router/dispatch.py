@@ -7,6 +7,7 @@ Invariants
  3. A client's mistake that an engine reports (4xx) is an answer, not a failure: it is passed on and ends the request.
 """
 
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ class EngineCall:
     reads_usage: bool  # the answer's form is known: the router reads from it what the request used
     strips_usage: bool  # of a stream whose client did not ask for it
     headers: Mapping[str, str]  # those the engine may see
+    tokens: "array[int] | None" = None  # of a prompt that may be sent as ids in place of its text
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +50,16 @@ class Outcome:
     usage: Usage | None = None
 
 
+# What an engine is sent may depend on which one it is.
+Prepare = Callable[[EngineCall, RoutingDecision], EngineCall]
+
+
 class Dispatcher:
     """Runs attempts. Holds nothing of a request after `run` has ended."""
 
-    def __init__(self, client: EngineClient) -> None:
+    def __init__(self, client: EngineClient, prepare: Prepare = lambda call, _: call) -> None:
         self._client = client
+        self._prepare = prepare
 
     async def run(
         self,
@@ -64,6 +71,7 @@ class Dispatcher:
         reply_headers: Mapping[str, str],
     ) -> Outcome:
         """Run one attempt to its end; `reply_headers` are added to the answer's. Raises WorkerError."""
+        call = self._prepare(call, decision)
         raw_body = with_usage(call.raw_body, call.fields) if call.strips_usage else call.raw_body
         body: Body = raw_body
         if decision.prefill is not None:

@@ -1,5 +1,6 @@
 """The one table from what went wrong to what the client sees: HTTP status, OpenAI-shaped body, gRPC code. Pure."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -17,6 +18,7 @@ class ApiError(Exception):
     message: str
     param: str | None = None
     retry_after_s: float | None = None
+    allow: str | None = None  # methods, where another one was used
 
     def body(self) -> bytes:
         """The OpenAI error object."""
@@ -25,10 +27,11 @@ class ApiError(Exception):
         )
 
     def headers(self) -> dict[str, str]:
-        """Retry-After in whole seconds, rounded up, where it helps."""
-        if self.retry_after_s is None:
-            return {}
-        return {"Retry-After": str(max(1, -int(-self.retry_after_s // 1)))}
+        """Retry-After in whole seconds, rounded up, where it helps; Allow (RFC 9110, 15.5.6)."""
+        headers = {} if self.allow is None else {"Allow": self.allow}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(max(1, -int(-self.retry_after_s // 1)))
+        return headers
 
     def __str__(self) -> str:
         return self.message
@@ -75,6 +78,19 @@ def bad_request(message: str, *, code: str, param: str | None = None, status: in
     return ApiError(status, "invalid_request_error", code, message, param)
 
 
+def unknown_route(path: str) -> ApiError:
+    """No such path."""
+    return bad_request(f"there is no {path} here", code="unknown_route", status=404)
+
+
+def method_not_allowed(method: str, path: str, allowed: Iterable[str]) -> ApiError:
+    """The path has other methods."""
+    names = ", ".join(sorted(allowed))
+    error = bad_request(f"{method} is not allowed on {path}; use {names}", code="method_not_allowed", status=405)
+    error.allow = names
+    return error
+
+
 def too_large(max_body_bytes: int) -> ApiError:
     """The body is over the limit."""
     return bad_request(
@@ -92,6 +108,14 @@ def broken_stream(detail: str) -> ApiError:
 def internal() -> ApiError:
     """Our own bug; details are in the log, under the request id."""
     return ApiError(500, "internal_error", "internal", "internal error; the router's log has it under this request id")
+
+
+def reject_codes() -> Mapping[int, tuple[str, ...]]:
+    """Error codes of rejections, by HTTP status."""
+    codes: dict[int, tuple[str, ...]] = {}
+    for status, _, code, _ in _REJECTS.values():
+        codes[status] = (*codes.get(status, ()), code)
+    return codes
 
 
 def grpc_code(status: int) -> str:

@@ -12,10 +12,11 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 from aiohttp import web
 
-from router.errors import ApiError, bad_request, internal, too_large
+from router.errors import ApiError, bad_request, internal, method_not_allowed, too_large, unknown_route
 from router.intake import FrontDesk
 from router.interfaces import Flow, Tracing
 from router.model_cards import model_cards
+from router.openapi import describe
 from router.service import RouterService
 from router.settings import RouterSettings
 from workers.engine_metrics import FORWARDED_ROUTES
@@ -58,8 +59,10 @@ class HttpListener:
         """Accept connections from now on."""
         app = web.Application(middlewares=[_errors_as_json], client_max_size=self._settings.max_body_bytes)
         app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/health", self._healthz)  # vLLM's name for it: its clients ask before they begin
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/openapi.json", self._openapi)
         app.router.add_get("/headrace/decisions/{id}", self._decision)
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_get("/v1/models/{model:.+}", self._get_model)
@@ -129,6 +132,10 @@ class HttpListener:
         return web.Response(
             body=self._service.metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4"}
         )
+
+    async def _openapi(self, _: web.Request) -> web.Response:
+        fields = {route: self._service.facts(route).fields for route in FORWARDED_ROUTES}
+        return _json_response(describe(self._desk.settings, self._desk.slo, list(self._models()), fields))
 
     async def _decision(self, http: web.Request) -> web.Response:
         """Why a request ran where it did: `headrace explain` reads this. Neither prompts nor answers are in it."""
@@ -225,11 +232,9 @@ async def _errors_as_json(request: web.Request, handler: _Handler) -> web.Stream
     except ApiError as error:
         return _error_response(error)
     except web.HTTPNotFound:
-        return _error_response(bad_request(f"there is no {request.path} here", code="unknown_route", status=404))
+        return _error_response(unknown_route(request.path))
     except web.HTTPMethodNotAllowed as error:
-        allowed = ", ".join(sorted(error.allowed_methods))
-        message = f"{request.method} is not allowed on {request.path}; use {allowed}"
-        return _error_response(bad_request(message, code="method_not_allowed", status=405))
+        return _error_response(method_not_allowed(request.method, request.path, error.allowed_methods))
     except (web.HTTPException, asyncio.CancelledError, ConnectionResetError):
         raise
     except Exception:

@@ -7,17 +7,24 @@ from dataclasses import dataclass
 
 from kvstore.types import RequestId
 from router.dispatch import EngineCall
-from router.openai import CHAT_ROUTE, COMPLETION_ROUTE, GENERATION_ROUTES, check_fields, parse_body, usable_request_id
+from router.openai import (
+    CHAT_ROUTE,
+    COMPLETION_ROUTE,
+    EXPLAIN_HEADER,
+    FORWARDED_HEADERS,
+    GENERATION_ROUTES,
+    check_fields,
+    parse_body,
+    usable_request_id,
+)
 from router.prompt_index import Located, PromptIndex
 from router.settings import RouterSettings
 from router.slo import Resolved, resolve
 from router.slo_settings import SloSettings
+from router.token_ids import takes_ids
 from router.types import UNPROMISED, Request
 from router.usage import asks_for_usage
 
-# Client headers an engine may see. Credentials, cookies and whatever else a client sends stay here.
-_FORWARDED_HEADERS = ("traceparent", "tracestate", "x-session-id")
-EXPLAIN_HEADER = "x-headrace-explain"
 _NO_TERMS = Resolved(UNPROMISED, is_implicit=True)
 
 
@@ -61,7 +68,7 @@ class FrontDesk:
         located = await self.prompts.locate(model, route, body.fields, adapter)
         request_id = RequestId(os.urandom(16).hex())  # never the client's: two clients may send the same
         public_id = usable_request_id(headers.get("x-request-id")) or request_id
-        forwarded = {name: headers[name] for name in _FORWARDED_HEADERS if name in headers}
+        forwarded = {name: headers[name] for name in FORWARDED_HEADERS if name in headers}
         reads_usage = route in (CHAT_ROUTE, COMPLETION_ROUTE)
         return Intake(
             request=Request(
@@ -89,6 +96,7 @@ class FrontDesk:
                 reads_usage=reads_usage,
                 strips_usage=reads_usage and body.stream and not asks_for_usage(body.fields),
                 headers={**forwarded, "content-type": "application/json", "x-request-id": public_id},
+                tokens=located.tokens if not adapter and takes_ids(route, body.fields) else None,
             ),
             public_id=public_id,
             wants_explanation=self.settings.explain.headers and headers.get(EXPLAIN_HEADER) == "1",

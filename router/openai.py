@@ -37,6 +37,9 @@ _SEQUENCES = ("n", "best_of")
 _FLAGS = ("use_beam_search", "echo", "prompt_embeds")
 _VALUES = ("prompt_logprobs", "truncate_prompt_tokens")
 _HAND_OFF_FIELDS = frozenset((*_SEQUENCES, *_FLAGS, *_VALUES))
+# Client headers an engine may see. Credentials, cookies and whatever else a client sends stay here.
+FORWARDED_HEADERS = ("traceparent", "tracestate", "x-session-id")
+EXPLAIN_HEADER = "x-headrace-explain"
 
 _BYTES_PER_TOKEN = 4  # English text; an estimate until the router tokenises
 _DEFAULT_OUTPUT_TOKENS = 256

@@ -7,6 +7,7 @@ Invariants
 """
 
 import logging
+from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Located:
     num_tokens: int | None  # None: not tokenised
     overlap: Overlap  # what decisions may use
     seen: Overlap  # what the index says, also where it is not trusted
+    tokens: "array[int] | None" = None  # encoded in one piece: as sure as the tokenizer itself
 
 
 NOT_LOCATED = Located(None, NO_OVERLAP, NO_OVERLAP)
@@ -75,7 +77,8 @@ class PromptIndex:
         chain = chain_blocks(prompt.tokens, self._block_size_tokens, root)
         seen = Overlap(self._block_size_tokens, self.index.match(chain))
         trusted = self.parity.is_trusted(model)
-        return Located(prompt.num_tokens, seen if trusted else NO_OVERLAP, seen)
+        tokens = prompt.tokens if prompt.is_whole else None
+        return Located(prompt.num_tokens, seen if trusted else NO_OVERLAP, seen, tokens)
 
     def expect(self, located: Located, worker_id: WorkerId, engine_block_tokens: int) -> int:
         """Tokens of the prompt that this worker should have cached, in whole blocks of its engine."""

@@ -129,6 +129,8 @@ async def fleet(folder: Path, **sections: Any) -> AsyncIterator[Fleet]:
     """An empty fleet: Redis runs; add engines and start the router as the test wants."""
     sections.setdefault("router", {})
     defaults = {"http": {"port": 0}, "grpc": {"port": 0}, "drain_s": 0.5, "hand_off": "always"}
+    # Tests look for texts in what engines were sent; ids are sent where they are meant.
+    defaults["tokens"] = {"send_ids": False}
     sections["router"] = {**defaults, **sections["router"]}
     sections.setdefault("redis", {"lease_s": 2.0, "heartbeat_s": 0.1})
     # On a busy test machine seconds say little: who is let in is tested where it is meant.

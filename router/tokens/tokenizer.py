@@ -79,15 +79,18 @@ class PromptTokenizer:
         if salt is not None and not isinstance(salt, str):
             return NotTokenised(Kind.UNSUPPORTED_FIELD, "cache_salt")
         try:
-            ids = await self._tokens_of(model, tokens, route, fields)
+            ids, num_segments = await self._tokens_of(model, tokens, route, fields)
         except CannotTokeniseError as error:
             return NotTokenised(error.kind, error.detail)
         except Exception as error:  # our own bug must not cost the client its answer
             _log.error("model %s: tokenising failed: %s", model, type(error).__name__)  # its message may quote
             return NotTokenised(Kind.FAILED, type(error).__name__)
-        return TokenisedPrompt(ids, salt or None)
+        return TokenisedPrompt(ids, salt or None, is_whole=num_segments == 1)
 
-    async def _tokens_of(self, name: str, model: ModelTokens, route: str, fields: Mapping[str, Any]) -> "array[int]":
+    async def _tokens_of(
+        self, name: str, model: ModelTokens, route: str, fields: Mapping[str, Any]
+    ) -> "tuple[array[int], int]":
+        """The tokens, and of how many segments they were joined; none where the request brought them."""
         max_chars = self._settings.max_prompt_chars
         # How long a client's template takes is not known.
         if weigh(fields, _INLINE_WEIGHT) > _INLINE_WEIGHT or fields.get("chat_template") is not None:
@@ -95,7 +98,7 @@ class PromptTokenizer:
         else:
             plan = model.plan(route, fields, max_chars)
         if plan.ids is not None:
-            return plan.ids
+            return plan.ids, 0
         missing = model.look_up(plan)
         num_chars = sum(len(plan.segments[index].text) for index in missing)
         if num_chars <= _INLINE_NEW_CHARS:
@@ -105,7 +108,7 @@ class PromptTokenizer:
         ids = model.join(plan, missing, encoded)
         if model.is_check_due(plan):
             self._spawn(self._check(name, model, plan, ids))
-        return ids
+        return ids, len(plan.segments)
 
     async def _encode_in_thread(
         self, model: ModelTokens, plan: Plan, missing: Sequence[int], num_chars: int

@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -47,6 +47,7 @@ class TokenisedPrompt:
 
     tokens: "array[int]"
     cache_salt: str | None = None
+    is_whole: bool = field(default=False, compare=False)  # encoded in one piece, not joined from segments
 
     @property
     def num_tokens(self) -> int:

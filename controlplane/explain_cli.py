@@ -131,7 +131,7 @@ async def _from_router(request_id: str, url: str) -> tuple[bytes | None, str]:
 
 def _router_url(tree: Config) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(tree.router.http.host, tree.router.http.host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{tree.router.http.port}"
+    return f"{tree.router.http.scheme}://{f'[{host}]' if ':' in host else host}:{tree.router.http.port}"
 
 
 def _replayed(file: Path, report: Report) -> str:

@@ -50,7 +50,7 @@ class Progress:
         """Print the endpoints, a command to paste, and the line that says a request would be served."""
         http, grpc, admin = config.router.http, config.router.grpc, config.admin
         picker = config.router.endpoint_picker
-        url = f"http://{http.host}:{http.port}"
+        url = f"{http.scheme}://{http.host}:{http.port}"
         model = model_name(config)
         body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
         lines = [

@@ -27,6 +27,7 @@ from controlplane.fleet_status import FleetStatus, read_fleet
 from controlplane.progress import Progress
 from kvstore.leases import LeaseStore, open_leases
 from kvstore.redis_url import without_password
+from router.http.tls import TlsError, build_context
 from workers.child_process import ChildProcess, inherited_env
 from workers.demo_model import is_converted
 from workers.worker import experts_problem
@@ -60,29 +61,47 @@ async def up(config: Config, progress: Progress) -> None:
 
 def check_machine(config: Config) -> None:
     """Raise UpError for what would make a later step fail: ports in use, a missing model, a missing engine."""
-    problems = []
-    listen = {"router.http": config.router.http, "router.grpc": config.router.grpc, "admin": config.admin}
-    if config.router.endpoint_picker.enabled:
-        listen["router.endpoint_picker"] = config.router.endpoint_picker
-    for key, settings in listen.items():
-        reason = _why_not_bindable(settings.host, settings.port)
-        if reason is not None:
-            problems.append(f"{key}.port: cannot listen on {settings.host}:{settings.port}: {reason}; choose another")
-    if config.model.path is not None:
-        model = Path(config.model.path).expanduser()
-        if not model.is_dir():
-            problems.append(f"model.path: there is no folder {model}")
-        elif not (model / "config.json").is_file():
-            problems.append(f"model.path: {model} holds no checkpoint: it has no config.json")
-        elif config.engine.experts is not None:
-            problem = experts_problem(config.engine.experts, model)
-            problems += [problem] if problem is not None else []
-    elif config.engine.experts is not None:
-        problems.append("engine.experts: the demo model has no experts; name one that has with model.path")
+    problems = [*_listening_problems(config), *_model_problems(config)]
     if importlib.util.find_spec("vllm") is None:
         problems.append(f"vLLM is not installed: pip install 'headrace[{config.engine.device}]'")
     if problems:
         raise UpError("\n".join(problems))
+
+
+def _listening_problems(config: Config) -> Iterator[str]:
+    http, grpc, admin, picker = config.router.http, config.router.grpc, config.admin, config.router.endpoint_picker
+    listen = {
+        "router.http": (http.host, http.port),
+        "router.grpc": (grpc.host, grpc.port),
+        "admin": (admin.host, admin.port),
+    }
+    if picker.enabled:
+        listen["router.endpoint_picker"] = picker.host, picker.port
+    for key, (host, port) in listen.items():
+        reason = _why_not_bindable(host, port)
+        if reason is not None:
+            yield f"{key}.port: cannot listen on {host}:{port}: {reason}; choose another"
+    if http.tls is not None:
+        try:
+            build_context(http.tls)
+        except TlsError as error:
+            yield str(error)
+
+
+def _model_problems(config: Config) -> Iterator[str]:
+    if config.model.path is None:
+        if config.engine.experts is not None:
+            yield "engine.experts: the demo model has no experts; name one that has with model.path"
+        return
+    model = Path(config.model.path).expanduser()
+    if not model.is_dir():
+        yield f"model.path: there is no folder {model}"
+    elif not (model / "config.json").is_file():
+        yield f"model.path: {model} holds no checkpoint: it has no config.json"
+    elif config.engine.experts is not None:
+        problem = experts_problem(config.engine.experts, model)
+        if problem is not None:
+            yield problem
 
 
 def _why_not_bindable(host: str, port: int) -> str | None:
@@ -174,12 +193,15 @@ def _raise_if_hopeless(fleet: FleetStatus, epochs: dict[str, set[int]], log_dir:
 
 
 async def _until_routable(config: Config) -> None:
-    url = f"http://{config.router.http.host}:{config.router.http.port}/readyz"
+    http = config.router.http
+    if http.tls is not None and http.tls.client_ca_file is not None:
+        return  # we have no certificate to show
+    url = f"{http.scheme}://{http.host}:{http.port}/readyz"
     deadline_s = time.monotonic() + 30.0
     async with aiohttp.ClientSession() as session:
         while True:
             with contextlib.suppress(aiohttp.ClientError):
-                async with session.get(url) as response:
+                async with session.get(url, ssl=False) as response:  # our own, whatever name it has
                     if response.status == 200:
                         return
             if time.monotonic() > deadline_s:

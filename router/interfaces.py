@@ -32,7 +32,7 @@ class Flow(Protocol):
     """Something that can be told to stop producing for a while."""
 
     def pause(self) -> None:
-        """Stop. What is under way may still come."""
+        """Produce nothing until `resume`; told in the middle of a `write` too."""
         ...
 
     def resume(self) -> None:
@@ -53,7 +53,7 @@ class ResponseSink(Protocol):
         ...
 
     def write(self, chunk: bytes) -> None:
-        """Pass the engine's bytes on; what the client does not take at once is kept."""
+        """Pass the engine's bytes on. Never waits: what the client does not take at once is kept."""
         ...
 
     def attach_flow(self, flow: Flow | None) -> None:

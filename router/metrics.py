@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from itertools import accumulate
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -60,6 +61,40 @@ class Count:
         return family
 
 
+class ListenerCounters(Protocol):
+    """Of an HTTP listener, since its start."""
+
+    connections: int
+    requests: int
+    shed: int
+    refused: int
+    stalled: int
+
+
+class Listener(Protocol):
+    """What metrics read of an HTTP listener."""
+
+    @property
+    def counters(self) -> ListenerCounters:
+        """Since the start."""
+        ...
+
+    @property
+    def num_connections(self) -> int:
+        """Open now."""
+        ...
+
+    @property
+    def num_buffered_bytes(self) -> int:
+        """Of incomplete request bodies, and of those that came in pieces."""
+        ...
+
+    @property
+    def admitted(self) -> float:
+        """Share of requests that are not turned away for the router's own lateness."""
+        ...
+
+
 class RouterMetrics(Collector):
     """All series are `headrace_*`. Labels are bounded: routes, classes and outcomes of ours, workers of the fleet."""
 
@@ -90,6 +125,10 @@ class RouterMetrics(Collector):
         self.registry.register(self)
         self.registry.register(_StateCollector(core, prompts, redis_up))
 
+    def watch_listener(self, listener: Listener) -> None:
+        """Show what an HTTP listener has to do with."""
+        self.registry.register(_ListenerCollector(listener))
+
     def observe_slo(self, service_class: str, promised: bool, met: bool, tpot_s: float) -> None:
         """A streamed request has ended well."""
         self.tpot.observe(tpot_s)
@@ -106,6 +145,25 @@ class RouterMetrics(Collector):
         for distribution in (self.ttft, self.e2e, self.tpot):
             yield distribution.collect()
         yield _gauge("headrace_requests_in_flight", "Requests not yet ended", self._num_in_flight())
+
+
+class _ListenerCollector(Collector):
+    """Connections, and what never became a request to an engine."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def collect(self) -> Iterator[Metric]:
+        """Everything now."""
+        listener, counters = self._listener, self._listener.counters
+        yield _gauge("headrace_http_open_connections", "Clients' connections", listener.num_connections)
+        yield _gauge("headrace_http_buffered_bytes", "Bodies that came in pieces", listener.num_buffered_bytes)
+        yield _gauge("headrace_http_admitted", "Share of requests let in; under 1: overloaded", listener.admitted)
+        yield _counter("headrace_http_connections", "Connections accepted", counters.connections)
+        yield _counter("headrace_http_requests", "Requests read", counters.requests)
+        yield _counter("headrace_http_shed", "Requests answered 503 for the router's own sake", counters.shed)
+        yield _counter("headrace_http_refused", "Requests malformed, over a limit, or too slow", counters.refused)
+        yield _counter("headrace_http_stalled", "Clients cut off for taking nothing", counters.stalled)
 
 
 class _StateCollector(Collector):

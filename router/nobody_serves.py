@@ -8,6 +8,8 @@ from router.events import Reject, RejectReason
 from router.types import Request
 from workers.types import WorkerState
 
+_MAX_QUOTED_CHARS = 256  # of a name that a client chose
+
 
 def nobody_serves(
     request: Request,
@@ -33,7 +35,7 @@ def nobody_serves(
         if not fleet:
             return Reject(request.id, RejectReason.NO_WORKER, "no worker has joined yet", retry_after_s)
         models = ", ".join(sorted({name for worker in fleet for name in (worker.spec.model, *worker.spec.adapters)}))
-        detail = f"the model {request.model!r} does not exist here; available: {models}"
+        detail = f"the model {request.model[:_MAX_QUOTED_CHARS]!r} does not exist here; available: {models}"
         return Reject(request.id, RejectReason.UNKNOWN_MODEL, detail, None)
     decoders = [worker for worker in same_model if eligibility.can_decode(worker)]
     if decoders and not any(request.route in worker.spec.routes for worker in decoders):

@@ -34,10 +34,22 @@ _CODES: Mapping[int, tuple[str, ...]] = {
     ),
     413: ("body_too_large",),
     500: ("internal",),
+    503: ("router_overloaded",),
 }
+# What the HTTP server refuses of any request (router/http/).
+_SERVER_CODES = (
+    *("malformed_request", "request_timeout", "target_too_long", "head_too_large", "too_many_headers"),
+    *("header_too_large", "expectation_failed"),
+)
 _NOT_FOUND = {"model": ("model_not_found",), "decision": ("decision_not_found",)}
-# Of answers that are part of no operation: other paths and methods, streams that broke off (gRPC only), gateways.
-_ELSEWHERE = frozenset({"unknown_route", "method_not_allowed", "stream_broken", "gateway_misconfigured"})
+# Of answers that are part of no operation: other paths and methods, other protocols, streams that broke off (gRPC
+# only), gateways.
+_ELSEWHERE = frozenset(
+    {
+        *("unknown_route", "method_not_allowed", "method_not_served", "http_version", "transfer_encoding"),
+        *("stream_broken", "gateway_misconfigured"),
+    }
+)
 _WORDS = {
     400: "The request is not understood: by the router, or by the engine, in its own words.",
     404: "The model does not exist here, or no worker of it has the route.",
@@ -80,7 +92,7 @@ def describe(settings: RouterSettings, slo: SloSettings, models: Sequence[str], 
 def error_codes() -> frozenset[str]:
     """Every `code` that the document names."""
     tables = (*_CODES.values(), *reject_codes().values(), _NOT_FOUND["model"], _NOT_FOUND["decision"])
-    return frozenset(code for codes in tables for code in codes) | _ELSEWHERE
+    return frozenset(code for codes in tables for code in codes) | _ELSEWHERE | {*_SERVER_CODES}
 
 
 def _own_operations() -> dict[str, Json]:
@@ -132,7 +144,7 @@ def _forwarded(route: str, settings: RouterSettings, slo: SloSettings, models: S
 
 def _refusals(settings: RouterSettings) -> dict[str, Json]:
     """What a forwarded request may get instead of an answer, by status."""
-    responses = {"4XX": _error("What the engine refuses, or the HTTP server itself.", ())}
+    responses = {"4XX": _error("What the engine refuses, or the HTTP server itself.", _SERVER_CODES)}
     for status, codes in sorted(_merged(_CODES, reject_codes()).items()):
         responses[str(status)] = _error(_WORDS[status], codes)
         if status in _RETRIED:
@@ -147,7 +159,10 @@ def _answer_headers(settings: RouterSettings) -> Json:
 
 
 def _operation(summary: str, answer: Json) -> Json:
-    refused = {"4XX": _error("What the HTTP server itself refuses.", ()), "500": _error(_WORDS[500], _CODES[500])}
+    refused = {
+        "4XX": _error("What the HTTP server itself refuses.", _SERVER_CODES),
+        "500": _error(_WORDS[500], _CODES[500]),
+    }
     return {"tags": ["router"], "summary": summary, "responses": {"200": answer, **refused}}
 
 

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from router.baselines import BASELINES
 from router.explain_settings import ExplainSettings
+from router.http.settings import HttpSettings
 from router.tokens.settings import TokenSettings
 from workers.engine_http.settings import EngineHttpSettings
 
@@ -40,7 +41,7 @@ class RouterSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     replicas: int = Field(1, ge=1, le=256, description="router processes; those of a node share its ports")
-    http: ListenSettings = ListenSettings(port=8000)
+    http: HttpSettings = HttpSettings()
     grpc: ListenSettings = ListenSettings(port=8001)
     endpoint_picker: EndpointPickerSettings = EndpointPickerSettings()
     max_body_bytes: int = Field(32 << 20, ge=1024, description="larger request bodies get 413")

@@ -11,7 +11,9 @@ START := $(shell date +%s)
 say = @printf '[%6.1f s] %-8s %s\n' "$$(( $$(date +%s) - $(START) ))" "$(1)" "$(2)"
 
 PEERS := $(VENV)-peers
-.PHONY: up test venv lint unit bench-index bench-overload bench-endpoint-picker bench-experts clean
+# What Dynamo's frontend and mocker import; its other dependencies are the engines'.
+DYNAMO_NEEDS := uvloop packaging typing_extensions pyyaml msgspec "pydantic<=2.13.5"
+.PHONY: up test venv lint unit bench-index bench-data-plane bench-overload bench-endpoint-picker bench-experts soak clean
 
 up: venv  ## router and 1P1D vLLM on this machine, until Ctrl-C; UP_ARGS="--pools 2P1D" for more
 	@exec $(BIN)/headrace up $(UP_ARGS)
@@ -32,6 +34,13 @@ unit: venv  ## the tests that need no engine: a minute
 bench-index: venv $(PEERS)/.installed  ## prefix index, decisions, cold start, beside Dynamo's and Ray's; minutes, 6 GB
 	$(BIN)/python -m tests.bench.index_report --python $(PEERS)/bin/python
 
+bench-data-plane: venv $(PEERS)/.installed  ## the router beside other routers, over HTTP; a quarter of an hour, 6 GB
+	$(BIN)/python -m tests.bench.data_plane --peers $(PEERS)
+
+# MINUTES=5 is what CI runs.
+soak: venv  ## a router among clients and workers that come and go: memory, descriptors, lost requests
+	$(BIN)/python -m tests.bench.soak --minutes $(or $(MINUTES),30)
+
 bench-overload: venv  ## twice the load a fake fleet can serve, with admission and without
 	$(BIN)/python -m tests.bench.overload
 
@@ -43,9 +52,13 @@ bench-experts: venv  ## expert placement beside EPLB's: balance, bytes moved, pl
 	LOADS=$(LOADS) $(BIN)/python -m tests.bench.experts
 
 # Peers live apart: nothing of theirs is needed to run or to test Headrace.
-$(PEERS)/.installed:
-	@$(PYTHON) -m venv $(PEERS)
+$(PEERS)/.installed: Makefile
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet vllm-router==0.1.17 || echo "vllm-router is skipped"
+	@$(PEERS)/bin/python -m pip install --quiet sglang-router==0.3.2 || echo "sglang-router is skipped"
 	@$(PEERS)/bin/python -m pip install --quiet --no-deps ai-dynamo-runtime==1.6.1 || echo "Dynamo's peer is skipped"
+	@$(PEERS)/bin/python -m pip install --quiet --no-deps ai-dynamo==1.6.1 || echo "Dynamo's frontend is skipped"
+	@$(PEERS)/bin/python -m pip install --quiet $(DYNAMO_NEEDS) || echo "Dynamo's frontend is skipped"
 	@touch $@
 
 venv: $(VENV)/.installed

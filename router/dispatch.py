@@ -7,6 +7,7 @@ Invariants
  3. A client's mistake that an engine reports (4xx) is an answer, not a failure: it is passed on and ends the request.
 """
 
+import asyncio
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -152,7 +153,15 @@ async def _relay(stream: EngineStream, first: bytes, call: EngineCall, sink: Res
             write(passed)
 
     pass_on(first)
-    await stream.relay(pass_on)
+    try:
+        await stream.relay(pass_on)
+    except asyncio.CancelledError:
+        # Clients close as soon as they have read the last event, some before the engine has ended its framing. They
+        # have their answer: what it used is to be counted and learned from.
+        task = asyncio.current_task()
+        if not tap.is_complete or task is None:
+            raise
+        task.uncancel()
     rest = tap.flush()
     if rest:
         write(rest)

@@ -18,6 +18,7 @@ from router.types import Usage
 _USAGE = b'"usage":{'
 _USAGE_EVENT = b'"choices":[]'
 _END_OF_EVENT = b"\n\n"
+_LAST_EVENT = b"data: [DONE]\n\n"
 _TAIL_BYTES = 4096  # of an answer in one piece; its usage is behind the choices
 _LONGEST_EVENT_BYTES = 1 << 20  # held back at most; a longer event is passed on as it comes
 
@@ -52,14 +53,22 @@ class StreamTap:
     def __init__(self, *, strip: bool) -> None:
         self._strip = strip
         self._held = b""
+        self._latest = b""
         self.usage: Usage | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """The client has been given the last event."""
+        return not self._held and self._latest.endswith(_LAST_EVENT)
 
     def feed(self, chunk: bytes) -> bytes:
         """Bytes from the engine; returns those for the client, possibly none."""
+        self._latest = chunk or self._latest
         if not self._held and chunk.endswith(_END_OF_EVENT) and _USAGE_EVENT not in chunk:
             return chunk
         data = self._held + chunk
         complete, separator, self._held = data.rpartition(_END_OF_EVENT)
+        self._latest = complete + separator or self._latest
         if len(self._held) > _LONGEST_EVENT_BYTES:
             self._held, held = b"", self._held
             return complete + separator + held
@@ -84,6 +93,8 @@ class StreamTap:
 
 class UnaryTap:
     """Reads the usage at the end of an answer in one piece; passes every byte on."""
+
+    is_complete = False  # its length tells, not its text
 
     def __init__(self) -> None:
         self._tail = b""

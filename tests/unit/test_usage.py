@@ -31,6 +31,15 @@ def test_the_usage_event_is_found_and_taken_out_however_the_bytes_are_cut(cuts: 
     out = through(tap, [stream[a:b] for a, b in itertools.pairwise(edges)])
     assert out == (TEXT * 2 + DONE if strip else stream)
     assert tap.usage == FOUND
+    assert tap.is_complete
+
+
+@given(st.integers(0, len(TEXT + USAGE + DONE) - 1), st.integers(0, len(TEXT + USAGE + DONE) - 1))
+def test_a_stream_is_complete_with_its_last_event_and_not_before(one: int, two: int) -> None:
+    stream, tap = TEXT + USAGE + DONE, StreamTap(strip=True)
+    for start, end in itertools.pairwise(sorted((0, one, two))):
+        tap.feed(stream[start:end])
+        assert not tap.is_complete
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=5))

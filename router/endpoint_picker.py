@@ -11,13 +11,11 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection
 
 from router._generated.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from router._generated.envoy.service.ext_proc.v3 import external_processor_pb2_grpc as pb_grpc
 from router.gateway_exchange import Exchange, Picking
-from router.grpc_port import Health, bind_server, build_server
+from router.grpc_port import Health, build_server, start_server
 
 _SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 _FRAMING_BYTES = 1 << 20  # of a message around a body that comes whole, headers included
@@ -40,11 +38,7 @@ class EndpointPicker:
         """Accept streams from now on; return the bound port. Raises PortTakenError."""
         server = build_server(self._picking.settings.max_body_bytes + _FRAMING_BYTES)
         pb_grpc.add_ExternalProcessorServicer_to_server(self._processor, server)
-        self._health.add_to(server)
-        health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        reflection.enable_server_reflection((_SERVICE, health, reflection.SERVICE_NAME), server)
-        bound = bind_server(server, host, port, "router.endpoint_picker.port")
-        await server.start()
+        bound = await start_server(server, _SERVICE, self._health, host, port, setting="router.endpoint_picker.port")
         self._server = server
         return bound
 

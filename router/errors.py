@@ -78,6 +78,11 @@ def bad_request(message: str, *, code: str, param: str | None = None, status: in
     return ApiError(status, "invalid_request_error", code, message, param)
 
 
+def malformed_request(what: str) -> ApiError:
+    """The bytes are no HTTP request that all readers understand alike."""
+    return bad_request(f"malformed HTTP request: {what}", code="malformed_request")
+
+
 def unknown_route(path: str) -> ApiError:
     """No such path."""
     return bad_request(f"there is no {path} here", code="unknown_route", status=404)

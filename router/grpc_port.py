@@ -1,4 +1,4 @@
-"""What every gRPC port of a router process has: a shared listening socket, and grpc.health.v1.Health."""
+"""What every gRPC port of a router process has: a shared listening socket, grpc.health.v1.Health, and reflection."""
 
 import asyncio
 import contextlib
@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
 from router.http_listener import PortTakenError
 
@@ -25,15 +26,6 @@ def build_server(max_message_bytes: int) -> grpc.aio.Server:
         ("grpc.keepalive_permit_without_calls", 1),
     ]
     return grpc.aio.server(options=options)
-
-
-def bind_server(server: grpc.aio.Server, host: str, port: int, setting: str) -> int:
-    """Listen; return the bound port. Raises PortTakenError, which names the setting."""
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        return server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise PortTakenError(f"cannot listen on {address}; choose another with {setting}") from error
 
 
 class Health:
@@ -82,6 +74,22 @@ class Health:
     def _now(self, name: str) -> Any:
         serving = not self._stopping.is_set() and (name in self._always or self._is_serving())
         return _health_response("SERVING" if serving else "NOT_SERVING")
+
+
+async def start_server(
+    server: grpc.aio.Server, service: str, health: Health, host: str, port: int, *, setting: str
+) -> int:
+    """Serve it with health and reflection; return the bound port. Raises PortTakenError, which names `setting`."""
+    health.add_to(server)
+    names = (service, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        bound: int = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise PortTakenError(f"cannot listen on {address}; choose another with {setting}") from error
+    await server.start()
+    return bound
 
 
 def _health_response(status: str) -> Any:

@@ -13,15 +13,13 @@ from typing import Any, Never
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection
 
 from router import eligibility
 from router._generated.headrace.v1 import inference_pb2 as pb
 from router._generated.headrace.v1 import inference_pb2_grpc as pb_grpc
 from router.errors import ApiError, bad_request, broken_stream, grpc_code, internal
 from router.grpc_messages import SseReader, engine_error, to_openai, to_response
-from router.grpc_port import Health, bind_server, build_server
+from router.grpc_port import Health, build_server, start_server
 from router.intake import FrontDesk
 from router.interfaces import Flow, Tracing
 from router.openai import usable_request_id
@@ -49,11 +47,7 @@ class GrpcServer:
         """Accept calls from now on; return the bound port. Raises PortTakenError."""
         server = build_server(self._settings.max_body_bytes)
         pb_grpc.add_InferenceServicer_to_server(self._inference, server)
-        self._health.add_to(server)
-        names = (_SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
-        bound = bind_server(server, host, port, "router.grpc.port")
-        await server.start()
+        bound = await start_server(server, _SERVICE, self._health, host, port, setting="router.grpc.port")
         self._server = server
         return bound
 

@@ -4,7 +4,7 @@ Two kinds of steps. Swaps: the half of the ranks that matters most is paired wit
 and every pair exchanges the two slots that help most. Pairs share no rank, so all of a layer's swaps are made at once;
 a frugal search makes the best one alone. Replacements: an expert of a hot rank gets one more replica, in the place of a
 replica that its expert misses least. No step puts two copies of an expert on one rank. A layer is done
-when every pairing has been tried in vain.
+when `_MOST_FAILS` steps in a row were in vain.
 
 The straggler term is flat: with several loads, or several ranks at the top, no single step changes the largest load. So
 steps are judged by a smooth one, (sum_r load_r^p)^(1/p) instead of max_r, and the plans on the way by the true cost:
@@ -25,7 +25,7 @@ Ints = NDArray[np.int64]
 
 _RANKS_TRIED = 3
 _CYCLE = 4  # steps, of which the last is a replacement
-_MOST_PAIRINGS = 8
+_MOST_FAILS = _CYCLE * _RANKS_TRIED  # in a row: by then each of the replacements has been tried, and nine pairings
 _LEAST_GAIN = 1e-5  # of the even load
 _KEPT = 6  # replicas a layer that are looked at in full
 
@@ -71,7 +71,6 @@ class Search:
         self._node_s = costs.crossing_s / (num_nodes * topology.speeds.sum()) if num_nodes > 1 else 0.0
         self._has_moving = bool(costs.moving_s.any())
         self._least_gain = _LEAST_GAIN * costs.even_s
-        self._most_fails = max(min(self._num_live // 2, _MOST_PAIRINGS) + 2, _CYCLE * _RANKS_TRIED)
 
     def descend(self, slots: Slots, steps: int, *, is_frugal: bool) -> Iterator[Visited]:
         """Every plan on the way, the first included. Frugal: one swap a step, so that the plans lie close."""
@@ -81,7 +80,7 @@ class Search:
             is_swap = step % _CYCLE != _CYCLE - 1
             better = self._swap(state, step - step // _CYCLE, is_frugal) if is_swap else self._replace(state)
             state.fails = np.where(better, 0, state.fails + 1)
-            going = np.flatnonzero(state.fails < self._most_fails)
+            going = np.flatnonzero(state.fails < _MOST_FAILS)
             if better.any():
                 yield Visited(state.layers[better], state.slots[better].copy())
             if not len(going):

@@ -10,7 +10,7 @@ Invariants
 
 import re
 
-from router.errors import ApiError, bad_request, too_large
+from router.errors import ApiError, malformed_request, too_large
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _QUOTED = rb"\"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*\""
@@ -58,12 +58,12 @@ class ChunkedBody:
             elif not line:
                 return data[at:]
             elif not _TRAILER_LINE.fullmatch(line):
-                raise _malformed("a trailer is no header")
+                raise malformed_request("a trailer is no header")
 
     def _start_chunk(self, line: bytes) -> None:
         match = _SIZE_LINE.fullmatch(line)
         if match is None:
-            raise _malformed("a chunk begins without its size")
+            raise malformed_request("a chunk begins without its size")
         size = int(match[1], 16)
         if size == 0:
             self._in_trailer = True
@@ -83,7 +83,7 @@ class ChunkedBody:
         if self._remaining <= 2:
             ending = data[at : at + self._remaining]
             if ending != b"\r\n"[2 - self._remaining :][: len(ending)]:
-                raise _malformed("a chunk is longer than its size")
+                raise malformed_request("a chunk is longer than its size")
             self._remaining -= len(ending)
             at += len(ending)
             if not self._remaining:
@@ -94,18 +94,14 @@ class ChunkedBody:
         if len(line) - line.endswith(b"\r") > _MAX_LINE_BYTES:
             raise _line_too_long()
         if _BARE.search(line, 0, len(line) - 1) or line.endswith(b"\n"):
-            raise _malformed("a line of a chunked body ends without CRLF")
+            raise malformed_request("a line of a chunked body ends without CRLF")
         self._unread = line
 
     def _count_framing(self, num_bytes: int) -> None:
         self._num_framing_bytes += num_bytes
         if self._num_framing_bytes > _MAX_FRAMING_BYTES + len(self.body):
-            raise _malformed("a chunked body is mostly made of other things than data")
+            raise malformed_request("a chunked body is mostly made of other things than data")
 
 
 def _line_too_long() -> ApiError:
-    return _malformed("a line of a chunked body is too long")
-
-
-def _malformed(what: str) -> ApiError:
-    return bad_request(f"malformed HTTP request: {what}", code="malformed_request")
+    return malformed_request("a line of a chunked body is too long")

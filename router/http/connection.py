@@ -253,7 +253,7 @@ class Connection(asyncio.Protocol):
             if overload is None:
                 self._serve(request, reply)
                 return
-            reply.send(overload.status, _json_headers(overload), overload.body())
+            _send_error(reply, overload)
             self._release()
             if not self._goes_on() or self._stalled_bytes is not None:
                 return
@@ -307,8 +307,7 @@ class Connection(asyncio.Protocol):
         except Exception:
             _log.exception("%s %s failed", request.method, request.path[:200])
             if not reply.started:
-                error = internal()
-                reply.send(error.status, _json_headers(error), error.body())
+                _send_error(reply, internal())
         finally:
             self.task = self._reply = self._flow = None
             if self._buffered_bytes:
@@ -356,7 +355,7 @@ class Connection(asyncio.Protocol):
         """Invariant 4."""
         self._release()
         reply = Reply(None, self)
-        reply.send(error.status, _json_headers(error), error.body())
+        _send_error(reply, error)
         self._request = None
         self._close()
 
@@ -389,5 +388,5 @@ class Connection(asyncio.Protocol):
             self.transmit(_CONTINUE)
 
 
-def _json_headers(error: ApiError) -> dict[str, str]:
-    return {"content-type": "application/json", **error.headers()}
+def _send_error(reply: Reply, error: ApiError) -> None:
+    reply.send(error.status, {"content-type": "application/json", **error.headers()}, error.body())

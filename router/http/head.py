@@ -11,7 +11,7 @@ import re
 
 import httptools
 
-from router.errors import ApiError, bad_request
+from router.errors import ApiError, bad_request, malformed_request
 from router.http.message import HttpRequest
 from router.http.settings import HttpSettings
 
@@ -108,7 +108,7 @@ def parse_head(head: bytes, limits: HttpSettings, last: LastLine) -> Head:
     elif "content-length" in headers:
         text = headers["content-length"]
         if not text.isdecimal() or len(text) > _MAX_LENGTH_DIGITS:  # of latin-1, only 0 to 9 are decimal
-            raise _malformed("Content-Length is no number of bytes")  # section 6.3
+            raise malformed_request("Content-Length is no number of bytes")  # section 6.3
         num_body_bytes = int(text)
     expects_continue = "expect" in headers and _expects_continue(headers.pop("expect"), is_http_11)
     keep_alive = _take_connection(headers, is_http_11)
@@ -130,7 +130,7 @@ def _feed(parser: httptools.HttpRequestParser, data: bytes) -> None:
     except httptools.HttpParserUpgrade:
         pass  # an offer to switch protocols, which is not taken up: RFC 9110 section 7.8
     except httptools.HttpParserError as error:
-        raise _malformed(str(error)) from error
+        raise malformed_request(str(error)) from error
 
 
 def _check_limits(head: bytes, line_end: int, num_headers: int, limits: HttpSettings) -> None:
@@ -157,7 +157,7 @@ def _join_lines(head: bytes) -> dict[str, str]:
         name, value = name.lower(), value.strip(" \t")
         if name in headers:
             if name in _SINGLE:
-                raise _malformed(f"several {name} headers")
+                raise malformed_request(f"several {name} headers")
             value = f"{headers[name]}{'; ' if name == 'cookie' else ', '}{value}"
         headers[name] = value
     return headers
@@ -170,26 +170,26 @@ def _parse_request_line(line: bytes, host: str | None) -> tuple[str, str, str, b
     """
     words = line.split(b" ")
     if len(words) != 3:
-        raise _malformed("the request line is not `method target version`")
+        raise malformed_request("the request line is not `method target version`")
     is_http_11 = _VERSIONS.get(words[2])
     if is_http_11 is None:
         if _OTHER_VERSION.fullmatch(words[2]):
             raise bad_request("only HTTP/1.0 and HTTP/1.1, no other version", code="http_version", status=505)
-        raise _malformed("no HTTP version")
+        raise malformed_request("no HTTP version")
     if words[0] == b"CONNECT":
         raise bad_request("this is no tunnel: CONNECT is not served", code="method_not_served", status=501)
     if host is None:
         if is_http_11:
-            raise _malformed("the Host header is missing")  # section 3.2
+            raise malformed_request("the Host header is missing")  # section 3.2
     elif not _HOST.fullmatch(host):
-        raise _malformed("the Host header names no host")
+        raise malformed_request("the Host header names no host")
     method = words[0].decode("latin-1")
     match = _TARGET.fullmatch(words[1].decode("latin-1"))
     if match is None:
-        raise _malformed("the request target is no path, absolute URI or `*`")
+        raise malformed_request("the request target is no path, absolute URI or `*`")
     path, query = match.groups("")
     if path == "*" and (method != "OPTIONS" or query):
-        raise _malformed("only OPTIONS is about `*`")  # section 3.2.4
+        raise malformed_request("only OPTIONS is about `*`")  # section 3.2.4
     return method, path, query, is_http_11
 
 
@@ -198,7 +198,7 @@ def _take_authority(uri: str, headers: dict[str, str]) -> str:
     _, _, rest = uri.partition("://")
     authority, slash, path = rest.partition("/")
     if not authority or not _HOST.fullmatch(authority):
-        raise _malformed("the request target's authority names no host")
+        raise malformed_request("the request target's authority names no host")
     headers["host"] = authority
     return slash + path or "/"
 
@@ -206,9 +206,9 @@ def _take_authority(uri: str, headers: dict[str, str]) -> str:
 def _check_encoding(headers: dict[str, str], is_http_11: bool) -> None:
     """Section 6.1: whatever two readers might frame differently is refused."""
     if not is_http_11:
-        raise _malformed("HTTP/1.0 has no Transfer-Encoding")
+        raise malformed_request("HTTP/1.0 has no Transfer-Encoding")
     if "content-length" in headers:
-        raise _malformed("both Content-Length and Transfer-Encoding")
+        raise malformed_request("both Content-Length and Transfer-Encoding")
     if headers["transfer-encoding"].lower() != "chunked":
         raise bad_request("of transfer codings only `chunked` is read", code="transfer_encoding", status=501)
 
@@ -234,7 +234,3 @@ def _take_connection(headers: dict[str, str], is_http_11: bool) -> bool:
     for name in names - _FRAMING:
         headers.pop(name, None)
     return "close" not in names and (is_http_11 or "keep-alive" in names)
-
-
-def _malformed(what: str) -> ApiError:
-    return bad_request(f"malformed HTTP request: {what}", code="malformed_request")

@@ -8,7 +8,7 @@ Invariants
     calls `hold`.
 """
 
-from router.errors import ApiError, bad_request, too_large
+from router.errors import malformed_request, too_large
 from router.http.chunked import ChunkedBody
 from router.http.head import EarlyLook, LastLine, head_too_large, parse_head
 from router.http.message import HttpRequest
@@ -112,9 +112,9 @@ class RequestReader:
         if data[:2] == b"\r\n":
             data = data[2:]
             if data[:1] in (b"\r", b"\n"):
-                raise _malformed("it begins with empty lines")
+                raise malformed_request("it begins with empty lines")
         elif data[:1] in (b"\r", b"\n"):
-            raise _malformed("a line ends without CRLF")
+            raise malformed_request("a line ends without CRLF")
         return data
 
     def _keep_partial(self, data: bytes, num_looked_at: int) -> None:
@@ -123,7 +123,7 @@ class RequestReader:
         if len(data) > self._limits.max_target_bytes + _AROUND_TARGET_BYTES and b"\r" not in data:
             raise head_too_large(self._limits, in_target=True)
         if not _SPACE < data[0] < 0x7F:
-            raise _malformed("it does not begin with a method")
+            raise malformed_request("it does not begin with a method")
         if self._look is None:
             self._look = EarlyLook()
         self._look.feed(data[num_looked_at:])
@@ -152,7 +152,3 @@ class RequestReader:
         self._held = rest
         request.body = body
         return request
-
-
-def _malformed(what: str) -> ApiError:
-    return bad_request(f"malformed HTTP request: {what}", code="malformed_request")

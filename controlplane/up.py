@@ -27,7 +27,9 @@ from controlplane.fleet_status import FleetStatus, read_fleet
 from controlplane.progress import Progress
 from kvstore.leases import LeaseStore, open_leases
 from kvstore.redis_url import without_password
-from router.http.tls import TlsError, build_context
+from router.http.settings import HttpSettings
+from router.settings import GrpcSettings, ListenSettings
+from router.tls import TlsError, build_context
 from workers.child_process import ChildProcess, inherited_env
 from workers.demo_model import is_converted
 from workers.worker import experts_problem
@@ -70,20 +72,18 @@ def check_machine(config: Config) -> None:
 
 def _listening_problems(config: Config) -> Iterator[str]:
     http, grpc, admin, picker = config.router.http, config.router.grpc, config.admin, config.router.endpoint_picker
-    listen = {
-        "router.http": (http.host, http.port),
-        "router.grpc": (grpc.host, grpc.port),
-        "admin": (admin.host, admin.port),
-    }
+    listen: dict[str, HttpSettings | ListenSettings] = {"router.http": http, "router.grpc": grpc, "admin": admin}
     if picker.enabled:
-        listen["router.endpoint_picker"] = picker.host, picker.port
-    for key, (host, port) in listen.items():
+        listen["router.endpoint_picker"] = picker
+    for key, socket_settings in listen.items():
+        host, port = socket_settings.host, socket_settings.port
         reason = _why_not_bindable(host, port)
         if reason is not None:
             yield f"{key}.port: cannot listen on {host}:{port}: {reason}; choose another"
-    if http.tls is not None:
+        if not isinstance(socket_settings, HttpSettings | GrpcSettings) or socket_settings.tls is None:
+            continue
         try:
-            build_context(http.tls)
+            build_context(socket_settings.tls, f"{key}.tls")
         except TlsError as error:
             yield str(error)
 

@@ -35,10 +35,11 @@ class EndpointPicker:
         self._server: grpc.aio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
-        """Accept streams from now on; return the bound port. Raises PortTakenError."""
+        """Accept streams from now on; return the bound port. Raises PortTakenError or TlsError."""
         server = build_server(self._picking.settings.max_body_bytes + _FRAMING_BYTES)
         pb_grpc.add_ExternalProcessorServicer_to_server(self._processor, server)
-        bound = await start_server(server, _SERVICE, self._health, host, port, setting="router.endpoint_picker.port")
+        setting, tls = "router.endpoint_picker", self._picking.settings.endpoint_picker.tls
+        bound = await start_server(server, _SERVICE, self._health, host, port, tls=tls, setting=setting)
         self._server = server
         return bound
 

@@ -10,7 +10,9 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from router.grpc_tls import build_credentials
 from router.http_listener import PortTakenError
+from router.tls_settings import TlsSettings
 
 _WATCH_PERIOD_S = 1.0
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -77,17 +79,31 @@ class Health:
 
 
 async def start_server(
-    server: grpc.aio.Server, service: str, health: Health, host: str, port: int, *, setting: str
+    server: grpc.aio.Server,
+    service: str,
+    health: Health,
+    host: str,
+    port: int,
+    *,
+    tls: TlsSettings | None,
+    setting: str,
 ) -> int:
-    """Serve it with health and reflection; return the bound port. Raises PortTakenError, which names `setting`."""
+    """Serve it with health and reflection; return the bound port. `setting` names its section of the configuration.
+
+    Raises PortTakenError, and TlsError for certificates that cannot be used.
+    """
     health.add_to(server)
     names = (service, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound: int = server.add_insecure_port(address)
+        bound: int
+        if tls is None:
+            bound = server.add_insecure_port(address)
+        else:
+            bound = server.add_secure_port(address, build_credentials(tls, f"{setting}.tls"))
     except RuntimeError as error:
-        raise PortTakenError(f"cannot listen on {address}; choose another with {setting}") from error
+        raise PortTakenError(f"cannot listen on {address}; choose another with {setting}.port") from error
     await server.start()
     return bound
 

@@ -44,10 +44,11 @@ class GrpcServer:
         self._server: grpc.aio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
-        """Accept calls from now on; return the bound port. Raises PortTakenError."""
+        """Accept calls from now on; return the bound port. Raises PortTakenError or TlsError."""
         server = build_server(self._settings.max_body_bytes)
         pb_grpc.add_InferenceServicer_to_server(self._inference, server)
-        bound = await start_server(server, _SERVICE, self._health, host, port, setting="router.grpc.port")
+        tls = self._settings.grpc.tls
+        bound = await start_server(server, _SERVICE, self._health, host, port, tls=tls, setting="router.grpc")
         self._server = server
         return bound
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from router.baselines import BASELINES
 from router.explain_settings import ExplainSettings
 from router.http.settings import HttpSettings
+from router.tls_settings import TlsSettings
 from router.tokens.settings import TokenSettings
 from workers.engine_http.settings import EngineHttpSettings
 
@@ -22,7 +23,13 @@ class ListenSettings(BaseModel):
     port: int = Field(ge=0, le=65535, description="TCP port; 0: any free one")
 
 
-class EndpointPickerSettings(ListenSettings):
+class GrpcSettings(ListenSettings):
+    """One gRPC port."""
+
+    tls: TlsSettings | None = Field(None, description="certificates; none: plain text (h2c)")
+
+
+class EndpointPickerSettings(GrpcSettings):
     """Envoy's external processing protocol: deciding for a gateway that carries the bytes itself."""
 
     port: int = Field(9002, ge=0, le=65535, description="TCP port; 0: any free one")
@@ -42,7 +49,7 @@ class RouterSettings(BaseModel):
 
     replicas: int = Field(1, ge=1, le=256, description="router processes; those of a node share its ports")
     http: HttpSettings = HttpSettings()
-    grpc: ListenSettings = ListenSettings(port=8001)
+    grpc: GrpcSettings = GrpcSettings(port=8001)
     endpoint_picker: EndpointPickerSettings = EndpointPickerSettings()
     max_body_bytes: int = Field(32 << 20, ge=1024, description="larger request bodies get 413")
     unknown_fields: Literal["reject", "pass"] = Field(

@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+import shutil
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,13 @@ class Certificates:
     client_cert_path: Path
     client_key_path: Path
 
+    def install(self, folder: Path) -> dict[str, str]:
+        """Put the server's files where the settings, which are returned, name them."""
+        folder.mkdir(exist_ok=True)
+        shutil.copy(self.server_cert_path, folder / "tls.crt")
+        shutil.copy(self.server_key_path, folder / "tls.key")
+        return {"cert_file": str(folder / "tls.crt"), "key_file": str(folder / "tls.key")}
+
     def server_context(self) -> ssl.SSLContext:
         """For a server at 127.0.0.1 that wants to see the client's certificate."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -32,7 +40,8 @@ class Certificates:
 
 
 def make_certificates(folder: Path) -> Certificates:
-    """Make everything and write it to `folder`."""
+    """Make everything and write it to `folder`, which is made if need be."""
+    folder.mkdir(exist_ok=True)
     ca_key = ec.generate_private_key(ec.SECP256R1())
     ca = _certificate("test authority", ca_key, None, ca_key)
     (folder / "ca.pem").write_bytes(ca.public_bytes(serialization.Encoding.PEM))

@@ -42,11 +42,12 @@ def gateway_config(
     subset: Sequence[str] | None = None,
     pool: Sequence[str] | None = None,
     buffer_bytes: int = 64 << 20,
+    picker_ca: Path | None = None,
 ) -> dict[str, Any]:
     """A gateway's configuration: by default it connects to whatever the header names.
 
     `subset`: endpoints that it allows. `pool`: endpoints that it knows; it then tries those that are named one after
-    another, and says which answered.
+    another, and says which answered. `picker_ca`: the picker is asked over TLS, with a certificate of that authority.
     """
     ext_proc = {
         "@type": f"{_EXTENSIONS}.filters.http.ext_proc.v3.ExternalProcessor",
@@ -97,7 +98,7 @@ def gateway_config(
         "admin": {"address": _socket(0)},
         "static_resources": {
             "listeners": [listener],
-            "clusters": [_picker(picker_port), _engines_by_header() if pool is None else _engines_of(pool)],
+            "clusters": [_picker(picker_port, picker_ca), _engines_by_header() if pool is None else _engines_of(pool)],
         },
     }
 
@@ -157,15 +158,23 @@ def _subset_filter(subset: Sequence[str] | None) -> dict[str, Any] | None:
     return {"name": "envoy.filters.http.set_metadata", "typed_config": config}
 
 
-def _picker(port: int) -> dict[str, Any]:
+def _picker(port: int, authority: Path | None) -> dict[str, Any]:
     http2 = {
         "@type": f"{_EXTENSIONS}.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http2_protocol_options": {}},
+    }
+    tls = {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": f"{_EXTENSIONS}.transport_sockets.tls.v3.UpstreamTlsContext",
+            "common_tls_context": {"validation_context": {"trusted_ca": {"filename": str(authority)}}},
+        },
     }
     return {
         "name": "picker",
         "type": "STATIC",
         "connect_timeout": "1s",
+        **({"transport_socket": tls} if authority is not None else {}),
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2},
         "load_assignment": _assignment("picker", [f"127.0.0.1:{port}"]),
     }

@@ -15,7 +15,7 @@ from router.http.lag import TurnWatch
 from router.http.settings import HttpSettings
 from router.http.shared import Counters, Handler, Shared
 from router.http.shedding import LoadShedder
-from router.http.tls import Certificates
+from router.tls import Certificates
 
 _SWEEP_S = 0.25
 
@@ -44,7 +44,7 @@ class HttpServer:
             never_shed=never_shed,
             shedder=LoadShedder(target_s=settings.shed_lag_s, window_s=settings.shed_window_s),
         )
-        self._certificates = Certificates(settings.tls) if settings.tls is not None else None
+        self._certificates = Certificates(settings.tls, "router.http.tls") if settings.tls is not None else None
         self._acceptor: Acceptor | None = None
         self._watch: TurnWatch | None = None
         self._reloading: asyncio.Task[None] | None = None

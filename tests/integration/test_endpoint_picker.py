@@ -17,6 +17,7 @@ from kvstore.types import WorkerId
 from router.latency import LatencyPrior
 from router.openai import CHAT_ROUTE, COMPLETION_ROUTE
 from tests.builders import make_core
+from tests.certificates import make_certificates
 from tests.envoy_proxy import endpoint
 from tests.gateway import Gateway, open_gateway
 from tests.grpc_door import MODEL, ScriptedEngine, chunk, eventually, make_worker_at, reference, run, sse
@@ -91,6 +92,21 @@ def test_what_the_client_sent_is_what_the_engine_gets(tmp_path: Path) -> None:
                 assert seen["x-own"] == "kept"
                 assert "x-data-parallel-rank" not in seen, "clients do not choose the rank"
                 assert seen["x-gateway-destination-endpoint"] == endpoint(engine.address)
+
+    run(test())
+
+
+def test_over_tls(tmp_path: Path) -> None:
+    async def test() -> None:
+        certificates = make_certificates(tmp_path / "made")
+        async with AsyncExitStack() as stack:
+            engine = await fake(stack)
+            router = {"endpoint_picker": {"tls": certificates.install(tmp_path / "used")}}
+            worker = make_worker_at(engine.address)
+            gateway = await stack.enter_async_context(
+                open_gateway(tmp_path, worker, router=router, picker_ca=certificates.ca_path)
+            )
+            assert [(await gateway.ask())[0] for _ in range(3)] == [200, 200, 200]
 
     run(test())
 

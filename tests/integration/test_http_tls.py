@@ -10,23 +10,10 @@ import pytest
 
 from router.http.message import HttpRequest
 from router.http.reply import Reply
-from router.http.settings import TlsSettings
-from router.http.tls import TlsError, build_context
+from router.tls import TlsError, build_context
+from router.tls_settings import TlsSettings
 from tests.certificates import Certificates, make_certificates
 from tests.http_server import GET, Client, Served, post, run, serving, until
-
-
-def make(folder: Path) -> Certificates:
-    folder.mkdir()
-    return make_certificates(folder)
-
-
-def install(certificates: Certificates, folder: Path) -> dict[str, str]:
-    """Put a server's files where the settings name them."""
-    folder.mkdir(exist_ok=True)
-    shutil.copy(certificates.server_cert_path, folder / "tls.crt")
-    shutil.copy(certificates.server_key_path, folder / "tls.key")
-    return {"cert_file": str(folder / "tls.crt"), "key_file": str(folder / "tls.key")}
 
 
 def trusting(certificates: Certificates) -> ssl.SSLContext:
@@ -44,8 +31,8 @@ async def can_connect(served: Served, context: ssl.SSLContext) -> bool:
 
 def test_requests_over_tls(tmp_path: Path) -> None:
     async def test() -> None:
-        certificates = make(tmp_path / "made")
-        async with serving(tls=install(certificates, tmp_path / "used")) as served:
+        certificates = make_certificates(tmp_path / "made")
+        async with serving(tls=certificates.install(tmp_path / "used")) as served:
             context = trusting(certificates)
             context.set_alpn_protocols(["h2", "http/1.1"])
             client = await served.connect(ssl=context)
@@ -62,13 +49,13 @@ def test_requests_over_tls(tmp_path: Path) -> None:
 
 def test_new_connections_get_the_new_certificate_and_old_ones_go_on(tmp_path: Path) -> None:
     async def test() -> None:
-        first, second = make(tmp_path / "1"), make(tmp_path / "2")
+        first, second = make_certificates(tmp_path / "1"), make_certificates(tmp_path / "2")
         folder = tmp_path / "used"
-        async with serving(tls=install(first, folder)) as served:
+        async with serving(tls=first.install(folder)) as served:
             old = await served.connect(ssl=trusting(first))
             old.send(GET)
             assert (await old.answer())[0] == 200
-            install(second, folder)
+            second.install(folder)
             assert await served.server.reload_certificates()
             assert await can_connect(served, trusting(second))
             assert not await can_connect(served, trusting(first))
@@ -80,11 +67,11 @@ def test_new_connections_get_the_new_certificate_and_old_ones_go_on(tmp_path: Pa
 
 def test_files_that_change_are_read_without_being_asked(tmp_path: Path) -> None:
     async def test() -> None:
-        first, second = make(tmp_path / "1"), make(tmp_path / "2")
-        tls = {**install(first, tmp_path / "used"), "reload_check_s": 0.1}
+        first, second = make_certificates(tmp_path / "1"), make_certificates(tmp_path / "2")
+        tls = {**first.install(tmp_path / "used"), "reload_check_s": 0.1}
         async with serving(tls=tls) as served:
             assert await can_connect(served, trusting(first))
-            install(second, tmp_path / "used")
+            second.install(tmp_path / "used")
             for _ in range(100):
                 if await can_connect(served, trusting(second)):
                     return
@@ -96,8 +83,8 @@ def test_files_that_change_are_read_without_being_asked(tmp_path: Path) -> None:
 
 def test_nobody_is_refused_while_certificates_change(tmp_path: Path) -> None:
     async def test() -> None:
-        certificates = make(tmp_path / "1")
-        async with serving(tls=install(certificates, tmp_path / "used")) as served:
+        certificates = make_certificates(tmp_path / "1")
+        async with serving(tls=certificates.install(tmp_path / "used")) as served:
             done = asyncio.Event()
 
             async def connect_again_and_again() -> int:
@@ -119,39 +106,39 @@ def test_nobody_is_refused_while_certificates_change(tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_used_leave_the_old_certificate(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
-        certificates, other = make(tmp_path / "1"), make(tmp_path / "2")
+        certificates, other = make_certificates(tmp_path / "1"), make_certificates(tmp_path / "2")
         folder = tmp_path / "used"
-        async with serving(tls={**install(certificates, folder), "reload_check_s": 0.1}) as served:
+        async with serving(tls={**certificates.install(folder), "reload_check_s": 0.1}) as served:
             shutil.copy(other.server_key_path, folder / "tls.key")  # of another certificate
             await until(lambda: "tls.key" in caplog.text, "it is logged")
             await asyncio.sleep(0.5)
             assert caplog.text.count("connections go on") == 1
             assert not await served.server.reload_certificates(if_changed=True)
             assert await can_connect(served, trusting(certificates))
-            install(other, folder)
+            other.install(folder)
             assert await served.server.reload_certificates()
             assert await can_connect(served, trusting(other))
 
-    with caplog.at_level(logging.INFO, "router.http.tls"):
+    with caplog.at_level(logging.INFO, "router.tls"):
         run(test)
 
 
 def test_a_server_does_not_start_with_files_that_cannot_be_used(tmp_path: Path) -> None:
-    certificates = make(tmp_path / "1")
-    good = install(certificates, tmp_path / "used")
+    certificates = make_certificates(tmp_path / "1")
+    good = certificates.install(tmp_path / "used")
     for change in (
         {"cert_file": "/nowhere.pem"},
         {"key_file": good["cert_file"]},
         {"client_ca_file": good["key_file"]},
     ):
         with pytest.raises(TlsError, match=r"router\.http\.tls"):
-            build_context(TlsSettings(**{**good, **change}))
+            build_context(TlsSettings(**{**good, **change}), "router.http.tls")
 
 
 def test_clients_may_have_to_show_a_certificate(tmp_path: Path) -> None:
     async def test() -> None:
-        certificates = make(tmp_path / "1")
-        tls = {**install(certificates, tmp_path / "used"), "client_ca_file": str(certificates.ca_path)}
+        certificates = make_certificates(tmp_path / "1")
+        tls = {**certificates.install(tmp_path / "used"), "client_ca_file": str(certificates.ca_path)}
         async with serving(tls=tls) as served:
             context = trusting(certificates)
             assert not await can_connect(served, context)
@@ -166,8 +153,8 @@ def test_a_client_that_closes_cancels_its_request(tmp_path: Path) -> None:
         async def wait(_: HttpRequest, reply: Reply) -> None:
             await asyncio.Event().wait()
 
-        certificates = make(tmp_path / "1")
-        async with serving(wait, tls=install(certificates, tmp_path / "used"), linger_s=0.1) as served:
+        certificates = make_certificates(tmp_path / "1")
+        async with serving(wait, tls=certificates.install(tmp_path / "used"), linger_s=0.1) as served:
             client: Client = await served.connect(ssl=trusting(certificates))
             client.send(GET)
             await until(lambda: len(served.requests) == 1, "it is served")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from workers.engine_plugin import DELAY_ENV, LEASES_ENV, PAUSE_ENV
 from workers.expert_placement import EXPERTS_ENV
 from workers.settings import EngineSettings, ExpertParallelSettings
 from workers.types import Role
@@ -22,6 +23,10 @@ _ENGINE_SHUTDOWN_S = "1"
 
 # Forward passes until vLLM rebalances on its own account: never.
 _NEVER_STEPS = 2**31 - 1
+
+# Why: workers/engine_plugin.py. A step of 50 to 100 ms (two cores) ends two waits, each up to a pause too late.
+_NIXL_PROGRESS_DELAY_US = "10000"
+_QUEUE_PAUSE_US = "500"
 
 _KV_ROLE = {Role.PREFILL: "kv_producer", Role.DECODE: "kv_consumer", Role.MIXED: "kv_both"}
 
@@ -124,7 +129,9 @@ def _kv_events(settings: EngineSettings, ports: EnginePorts) -> dict[str, object
 
 
 def _env(settings: EngineSettings, ports: EnginePorts, parent_env: Mapping[str, str]) -> dict[str, str]:
-    env = {
+    # Against a leak in UCX. vLLM sets it itself, but not once NIXL is imported, which our plugin does before it.
+    env = {"UCX_RCACHE_MAX_UNRELEASED": "1024"}
+    env |= {
         name: value
         for name, value in parent_env.items()
         if name in INHERITED_ENV or name.startswith(INHERITED_ENV_PREFIXES)
@@ -135,12 +142,15 @@ def _env(settings: EngineSettings, ports: EnginePorts, parent_env: Mapping[str, 
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_NIXL_SIDE_CHANNEL_HOST": settings.host,
         "VLLM_NIXL_SIDE_CHANNEL_PORT": str(ports.nixl_side_channel),
+        DELAY_ENV: _NIXL_PROGRESS_DELAY_US,
+        LEASES_ENV: "1",
     }
     if settings.device == "cpu":
         env |= {
             "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_bytes >> 30),
             "OMP_NUM_THREADS": str(settings.threads),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            PAUSE_ENV: _QUEUE_PAUSE_US,
         }
     if settings.experts is not None:
         env[EXPERTS_ENV] = "1"

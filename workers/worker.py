@@ -17,7 +17,6 @@ from kvstore.settings import IndexSettings, RedisSettings
 from kvstore.types import WorkerId
 from workers.child_process import PrefixedLog
 from workers.engine_command import EngineCommand, EnginePorts, build_engine_command
-from workers.engine_plugin import DELAY_ENV
 from workers.engine_probe import EngineIdentity, EngineNotAnsweringError, EngineProbe
 from workers.errors import EngineStartError
 from workers.expert_placement import slots_problem
@@ -26,8 +25,6 @@ from workers.lease_keeper import LeaseKeeper
 from workers.settings import EngineSettings, ExpertParallelSettings, KvEventSettings
 from workers.supervisor import EngineSupervisor
 from workers.types import NO_LOAD, Phase, Role, WorkerSpec, WorkerState
-
-_NIXL_PROGRESS_DELAY_US = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,7 @@ def vllm_command(plan: WorkerPlan, ports: EnginePorts) -> EngineCommand:
     )
     # Warnings of the engine's dependencies are not the operator's; errors still are.
     argv = (sys.executable, "-W", "ignore", "-m", *command.argv)
-    return EngineCommand(argv, {DELAY_ENV: str(_NIXL_PROGRESS_DELAY_US), **command.env})
+    return EngineCommand(argv, command.env)
 
 
 def experts_problem(experts: ExpertParallelSettings, model_path: Path) -> str | None:

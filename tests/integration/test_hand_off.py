@@ -68,6 +68,27 @@ def probes_between(before: dict[str, float], after: dict[str, float]) -> float:
     return after[name] - before[name] - 1
 
 
+def test_a_decode_that_comes_after_the_lease_computes_for_itself(cluster: Stack) -> None:
+    """The blocks may be another prompt's by then. vLLM alone reads them all the same."""
+    prefill, decode = cluster.workers("prefill")[0]["address"], cluster.workers("decode")[0]["address"]
+    rng = random.Random(11)
+    prompt = [rng.randrange(1000, 40_000) for _ in range(2 * BLOCK_SIZE_TOKENS)]
+    expired = "vllm:nixl_num_kv_expired_reqs_total"
+    external = "vllm:prompt_tokens_by_source_total{source=external_kv_transfer}"
+    before_p, before_d = engine_counters(prefill), engine_counters(decode)
+    leased = complete(prefill, cluster.model, prompt, 1, kv_transfer_params={"do_remote_decode": True})
+    wait_until(lambda: engine_counters(prefill).get(expired, 0.0) > before_p.get(expired, 0.0), "the lease is over")
+
+    params = leased["kv_transfer_params"]
+    late = complete(decode, cluster.model, prompt, 8, kv_transfer_params=params, return_token_ids=True)
+
+    wait_until(
+        lambda: engine_counters(decode).get(expired, 0.0) > before_d.get(expired, 0.0), "the decode has declined it"
+    )
+    assert engine_counters(decode).get(external, 0.0) == before_d.get(external, 0.0)
+    assert token_ids(late) == token_ids(complete(prefill, cluster.model, prompt, 8, return_token_ids=True))
+
+
 @pytest.fixture(scope="module")
 def plain(cluster: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainEngine]:
     """One vLLM without any connector, same model and dtype: the reference."""

@@ -16,6 +16,7 @@ from workers.engine_args import (
     check_extra_args,
 )
 from workers.engine_command import INHERITED_ENV, EngineCommand, EnginePorts, build_engine_command
+from workers.engine_plugin import DELAY_ENV, LEASES_ENV, PAUSE_ENV
 from workers.expert_placement import EXPERTS_ENV
 from workers.settings import EngineSettings, ExpertParallelSettings
 from workers.types import Role
@@ -112,6 +113,24 @@ def test_configured_environment_wins_over_what_is_inherited() -> None:
     settings = EngineSettings(env={"UCX_TLS": "all", "VLLM_LOGGING_LEVEL": "DEBUG"})
     env = build(settings, parent_env={"UCX_TLS": "tcp"}).env
     assert (env["UCX_TLS"], env["VLLM_LOGGING_LEVEL"]) == ("all", "DEBUG")
+
+
+def test_nothing_in_an_engine_spins_on_the_cores_that_its_model_computes_on() -> None:
+    env = build().env
+    assert (env[DELAY_ENV], env[PAUSE_ENV]) == ("10000", "500")
+    assert PAUSE_ENV not in build(EngineSettings(device="cuda")).env
+    assert build(EngineSettings(env={PAUSE_ENV: "0"})).env[PAUSE_ENV] == "0"
+
+
+def test_engines_keep_to_their_leases() -> None:
+    assert build().env[LEASES_ENV] == build(EngineSettings(device="cuda")).env[LEASES_ENV] == "1"
+
+
+def test_ucx_is_kept_from_leaking_unless_the_operator_says_otherwise() -> None:
+    name = "UCX_RCACHE_MAX_UNRELEASED"
+    assert build().env[name] == "1024"
+    assert build(parent_env={name: "inf"}).env[name] == "inf"
+    assert build(EngineSettings(env={name: "7"}), parent_env={name: "inf"}).env[name] == "7"
 
 
 def test_nothing_reserved_is_inherited() -> None:

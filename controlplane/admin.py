@@ -6,6 +6,7 @@ Its address is loopback by default: whoever reaches it may change engines.
 import asyncio
 import contextlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,11 @@ from controlplane.config import Config
 from controlplane.expert_metrics import ExpertMetrics
 from controlplane.expert_placer import ExpertPlacer
 from controlplane.fleet_status import read_fleet
-from controlplane.placement.loads import encode
+from controlplane.placement.loads import ExpertLoadWindow, encode
 from controlplane.placement.plan_file import decode_plan
 from controlplane.placement.types import PlacementError
+from kvstore.board import Board
+from kvstore.connection import RedisLink
 from kvstore.errors import RedisUnavailableError
 from kvstore.leases import LeaseStore
 from kvstore.types import WorkerId
@@ -29,10 +32,10 @@ from workers.membership import Joined, Left
 from workers.types import WorkerState
 
 ROUTES = (
-    "GET /healthz, GET /status, GET /metrics, GET /experts, GET /experts/WORKER/loads and"
-    " POST /experts/WORKER/placement"
+    "GET /healthz, GET /status, GET /metrics, GET /experts, GET /experts/WORKER/loads, GET /experts/WORKER/class-loads"
+    " and POST /experts/WORKER/placement"
 )
-_ENGINE = re.compile(r"/experts/([A-Za-z0-9._-]+)/(loads|placement)")
+_ENGINE = re.compile(r"/experts/([A-Za-z0-9._-]+)/(loads|class-loads|placement)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,10 @@ class AdminApi:
         self._fleet: dict[WorkerId, WorkerState] = {}
         self._follower = LeaseFollower(self._store, config.redis, self._on_change)
         self._session = aiohttp.ClientSession()
-        self._placer = ExpertPlacer(ExpertClient(self._session), config.experts, self._fleet.values)
+        self._board = Board(RedisLink(redis_url, config.redis), config.redis.namespace)
+        self._placer = ExpertPlacer(
+            ExpertClient(self._session), config.experts, self._fleet.values, self._board.classes.read_all
+        )
         self._metrics = ExpertMetrics(self._placer.status)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -71,6 +77,7 @@ class AdminApi:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._session.close()
+        await self._board.close()
         await self._store.close()
 
     async def answer(self, method: str, path: str, body: bytes) -> Answer:
@@ -93,12 +100,14 @@ class AdminApi:
                 case "POST", "placement":
                     return await self._place(worker_id, body)
                 case "GET", "loads":
-                    return self._loads(worker_id)
+                    return self._loads(worker_id, self._placer.loads)
+                case "GET", "class-loads":
+                    return self._loads(worker_id, self._placer.class_loads)
         return _error(404, "unknown_route", f"there is no {method} {path} here; the admin API has {ROUTES}")
 
-    def _loads(self, worker_id: WorkerId) -> Answer:
+    def _loads(self, worker_id: WorkerId, of: Callable[[WorkerId], list[ExpertLoadWindow]]) -> Answer:
         try:
-            return Answer(200, encode(self._placer.loads(worker_id)))
+            return Answer(200, encode(of(worker_id)))
         except KeyError:
             return _unknown(worker_id)
 

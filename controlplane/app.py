@@ -21,6 +21,7 @@ from kvstore.leases import open_leases
 from kvstore.prefix_index import PrefixIndex
 from kvstore.types import WorkerId
 from router.build import build_core, core_recipe
+from router.class_tokens import ClassTokens
 from router.decision_store import DecisionHistory, DecisionStore
 from router.dispatch import Dispatcher
 from router.endpoint_picker import EndpointPicker
@@ -117,13 +118,17 @@ async def _follow(plan: RouterPlan, stack: AsyncExitStack, prompts: PromptIndex)
     history = build_history(settings, replica_id)
     recipe = core_recipe(settings, config.slo, seed=secrets.randbits(63))
     warm_by_s = time.monotonic() + _WARM_UP_S
+    classes = ClassTokens()
     service = RouterService(
         build_core(recipe),
         Dispatcher(client, proofs.applied),
         prompts,
         redis_up=lambda: follower.redis_up,
         history=history,
-        observers=start_recorder(settings, recipe, stack),
+        observers=[
+            *([] if config.experts.mode == "off" else [classes.observe]),
+            *start_recorder(settings, recipe, stack),
+        ],
         is_warm=lambda: (blocks.is_ready and not prompts.is_loading) or time.monotonic() > warm_by_s,
     )
 
@@ -140,6 +145,7 @@ async def _follow(plan: RouterPlan, stack: AsyncExitStack, prompts: PromptIndex)
         config.board,
         history=history,
         own_report=lambda replica_id: service.core.report(replica_id, time.monotonic()),
+        class_tokens=lambda: classes.tokens(time.monotonic()),
         on_reports=service.handle,
     )
     await follower.look()

@@ -41,6 +41,21 @@ class ExpertMetrics(Collector):
             "Tokens routed to experts since the engine's start, each once for every expert, of all layers",
             labels=("worker",),
         )
+        share = GaugeMetricFamily(
+            "headrace_expert_class_share",
+            "Part of a class of traffic in the tokens of that window, as routers counted them",
+            labels=("worker", "class"),
+        )
+        alone = GaugeMetricFamily(
+            "headrace_expert_class_balancedness",
+            "Balancedness if this class came alone, by its estimated profile, mean over layers",
+            labels=("worker", "class"),
+        )
+        known = GaugeMetricFamily(
+            "headrace_expert_class_confidence",
+            "How well that profile is known: 0 is no better than that of all traffic, 1 as well",
+            labels=("worker", "class"),
+        )
         for engine in self._status():
             placements.add_metric([engine.worker], engine.placements)
             tokens.add_metric([engine.worker], engine.tokens)
@@ -48,4 +63,9 @@ class ExpertMetrics(Collector):
                 mean.add_metric([engine.worker], engine.balancedness.mean)
                 worst.add_metric([engine.worker], engine.balancedness.worst)
                 window.add_metric([engine.worker], engine.window_s)
-        yield from (mean, worst, window, placements, tokens)
+            for item in engine.classes:
+                labels = [engine.worker, item.name]
+                share.add_metric(labels, item.share)
+                alone.add_metric(labels, item.balancedness)
+                known.add_metric(labels, item.confidence)
+        yield from (mean, worst, window, placements, tokens, share, alone, known)

@@ -11,20 +11,22 @@ Invariants
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
 
+from controlplane.class_loads import ClassLoads, ClassStatus
 from controlplane.placement.load_history import LoadHistory, drift
 from controlplane.placement.loads import ExpertLoadWindow
 from controlplane.placement.objective import balancedness, rank_loads
 from controlplane.placement.parts import parts_of, shares_of
-from controlplane.placement.rebalance import Rebalancer
+from controlplane.placement.rebalance import Decision, Rebalancer
 from controlplane.placement.settings import ExpertSettings
 from controlplane.placement.split import fast_shares
 from controlplane.placement.types import Placement, PlacementError, Tokens, Topology
+from kvstore.errors import RedisUnavailableError
 from kvstore.types import WorkerId
 from workers.errors import WorkerError
 from workers.expert_client import ExpertClient, NoExpertsError
@@ -32,7 +34,7 @@ from workers.expert_placement import ExpertReport, PlacementReply
 from workers.types import Phase, WorkerState
 
 _log = logging.getLogger(__name__)
-_ALL = "all"  # engines do not tell whose tokens they route
+_ALL = "all"  # engines do not tell whose tokens they route: controlplane/class_loads.py
 _WINDOWS = 64  # of an engine, to be planned for and replayed by `headrace experts`
 
 
@@ -56,6 +58,7 @@ class EngineStatus(msgspec.Struct, frozen=True):
     window_s: float  # of the load that was looked at last; 0: none yet
     drift: float | None  # of it against the window before: part of the tokens that went elsewhere, beyond chance
     balancedness: Evenness | None
+    classes: Sequence[ClassStatus]  # of that window's traffic; empty where routers tell of none
     decision: str  # the last one, with its numbers
     slots: Sequence[Sequence[int]]
 
@@ -73,7 +76,12 @@ class _Engine:
     window_s: float = 0.0
     drift: float | None = None
     evenness: Evenness | None = None
+    classes: Sequence[ClassStatus] = ()
     decision: str = "too little load so far"
+
+
+async def _no_routers() -> Mapping[str, bytes]:
+    return {}
 
 
 @dataclass
@@ -83,10 +91,16 @@ class ExpertPlacer:
     client: ExpertClient
     settings: ExpertSettings
     workers: Callable[[], Iterable[WorkerState]]  # the fleet's engines now
+    class_tokens: Callable[[], Awaitable[Mapping[str, bytes]]] = (
+        _no_routers  # what routers say (router/class_tokens.py)
+    )
     _engines: dict[WorkerId, _Engine] = field(default_factory=dict)
     _dense: dict[WorkerId, int] = field(default_factory=dict)  # have no experts to place, in this epoch
     _placing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self._classes = ClassLoads(self.settings.class_half_life_s, num_windows=_WINDOWS)
 
     async def run(self) -> None:
         """Look at all engines every `interval_s`."""
@@ -108,6 +122,11 @@ class ExpertPlacer:
         ready = {worker_id: worker for worker_id, worker in fleet.items() if worker.phase is Phase.READY}
         for worker_id in [known for known in self._engines if known not in fleet]:
             del self._engines[worker_id]
+            self._classes.forget(worker_id)
+        try:
+            self._classes.counts.take_in(await self.class_tokens())
+        except RedisUnavailableError as error:
+            _log.info("classes of traffic: %s", error)
         for worker_id, worker in ready.items():
             if self._dense.get(worker_id) == worker.spec.epoch:
                 continue
@@ -144,6 +163,10 @@ class ExpertPlacer:
         history = self._engines[worker_id].history
         return history.windows(_ALL) if _ALL in history.traffic_classes else []
 
+    def class_loads(self, worker_id: WorkerId) -> list[ExpertLoadWindow]:
+        """The same in sum, as it is likely to divide by class of traffic. Raises KeyError."""
+        return self._classes.loads(self._engines[worker_id].worker.spec.id)
+
     def status(self) -> list[EngineStatus]:
         """All engines, by id."""
         return [
@@ -157,6 +180,7 @@ class ExpertPlacer:
                 window_s=engine.window_s,
                 drift=engine.drift,
                 balancedness=engine.evenness,
+                classes=engine.classes,
                 decision=engine.decision,
                 slots=engine.report.slots,
             )
@@ -167,6 +191,7 @@ class ExpertPlacer:
         engine = self._engines.get(worker.spec.id)
         if engine is None or engine.report.epoch != report.epoch:
             known = self._engines[worker.spec.id] = self._begin(worker, report, now_s)
+            self._classes.begin(worker.spec.id)
             if engine is not None:
                 await self._put_back(known, engine)
             return
@@ -185,6 +210,7 @@ class ExpertPlacer:
         spec = engine.worker.spec
         window = ExpertLoadWindow(spec.model, spec.id, engine.report.epoch, _ALL, engine.window_s, at_s, tokens)
         engine.history.add(window, at_s)
+        self._classes.end(window)
 
     def _begin(self, worker: WorkerState, report: ExpertReport, now_s: float) -> _Engine:
         per_node = self.settings.ranks_per_node or report.ranks
@@ -218,7 +244,8 @@ class ExpertPlacer:
         rebalancer.placement = held
         rebalancer.prices = self.settings.prices(float(tokens.sum(axis=1).mean()) / engine.window_s)
         # A large model takes a second: other engines and the admin API go on.
-        decision = await asyncio.to_thread(rebalancer.observe, tokens, now_s, engine.window_s)
+        decision = await asyncio.to_thread(self._decided, engine, tokens, now_s)
+        engine.classes = self._classes.status(engine.worker.spec.id, held, rebalancer.topology)
         engine.decision = decision.reason
         chosen = decision.plan.placement if decision.is_move else self._divided_anew(engine, held, tokens)
         if chosen is None:
@@ -228,6 +255,10 @@ class ExpertPlacer:
             return
         _log.info("experts of %s: %s", engine.worker.spec.id, engine.decision)
         await self._send(engine, chosen)
+
+    def _decided(self, engine: _Engine, tokens: Tokens, now_s: float) -> Decision:
+        others = self._classes.scenarios(engine.worker.spec.id)
+        return engine.rebalancer.observe(tokens, now_s, engine.window_s, others)
 
     def _divided_anew(self, engine: _Engine, held: Placement, tokens: Tokens) -> Placement | None:
         """What is held, with the tokens of experts that have several slots divided as is best; None: not worth it."""

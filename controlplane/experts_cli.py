@@ -138,15 +138,23 @@ def show(admin: AdminOption = "http://127.0.0.1:8002", as_json: JsonOption = Fal
             f"  balancedness  {seen}\n"
             f"  last decision {engine['decision']}"
         )
+        for item in engine["classes"]:
+            print(
+                f"  class {item['name']:<7} {item['share']:.0%} of its tokens; alone it would be at"
+                f" {item['balancedness']:.3f} (profile known to {item['confidence']:.0%})"
+            )
 
 
 @app.command()
 def loads(
     worker: Annotated[str, typer.Option("--worker", help="id of the expert-parallel worker")],
+    by_class: Annotated[
+        bool, typer.Option("--by-class", help="their sum instead, as it is likely to divide by class of traffic")
+    ] = False,
     admin: AdminOption = "http://127.0.0.1:8002",
 ) -> None:
     """Print an engine's latest windows of load, as `plan` and `simulate` read them."""
-    print(_ask("GET", f"{admin}/experts/{worker}/loads").decode())
+    print(_ask("GET", f"{admin}/experts/{worker}/{'class-loads' if by_class else 'loads'}").decode())
 
 
 @app.command()

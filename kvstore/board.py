@@ -3,6 +3,8 @@
 Keys of one cluster (the braces are part of the names, see `kvstore/connection.py`):
     {namespace}:board:REPLICA_ID   the record, expiring unless written again (`kvstore/expiring_records.py`)
     {namespace}:board              set of replica ids
+    {namespace}:classes:REPLICA_ID what it has had engines compute, by class of traffic, for the control plane
+    {namespace}:classes            set of replica ids
 What a record says is the routers' business. Redis away: the others' last records are all there is to know.
 """
 
@@ -21,6 +23,7 @@ class Board:
     def __init__(self, link: RedisLink, namespace: str) -> None:
         self._link = link
         self._records = ExpiringRecords(link, f"{{{namespace}}}:board", f"{{{namespace}}}:board")
+        self.classes = ExpiringRecords(link, f"{{{namespace}}}:classes", f"{{{namespace}}}:classes")
         self.decisions = DecisionRecords(link, namespace)
 
     async def publish(self, replica_id: str, record: bytes, ttl_s: float) -> None:

@@ -1,8 +1,9 @@
 """What router replicas tell each other, so that limits hold for all of them together and no worker is everybody's pick.
 
 Each replica writes what it has promised to a board in Redis and reads what the others wrote, a few times a second and
-never on the request path. Redis away: the others' promises fade from memory as their work gets done, the number of
-replicas stays what it was, and each keeps to its share of the capacity.
+never on the request path. What engines computed of each class goes the same way, to the control plane. Redis away: the
+others' promises fade from memory as their work gets done, the number of replicas stays what it was, and each keeps to
+its share of the capacity.
 """
 
 import asyncio
@@ -15,6 +16,8 @@ import msgspec
 from kvstore.board import Board
 from kvstore.errors import RedisUnavailableError
 from kvstore.settings import BoardSettings
+from router.class_tokens import EngineTokens
+from router.class_tokens import encode as encode_class_tokens
 from router.decision_store import DecisionHistory
 from router.events import ReplicasReported
 from router.types import ReplicaReport
@@ -57,6 +60,7 @@ class ReplicaExchange:
         *,
         history: DecisionHistory,
         own_report: Callable[[str], ReplicaReport],
+        class_tokens: Callable[[], EngineTokens],
         on_reports: Callable[[ReplicasReported], None],
     ) -> None:
         self._board = board
@@ -65,6 +69,7 @@ class ReplicaExchange:
         self._decision_ttl_s = settings.decision_ttl_s
         self._history = history
         self._own_report = own_report
+        self._class_tokens = class_tokens
         self._on_reports = on_reports
         self._num_replicas = 1
         self._reachable = True
@@ -89,7 +94,10 @@ class ReplicaExchange:
         try:
             await self._board.decisions.put(await self._take_decisions(), self._decision_ttl_s)
             report = encode(self._own_report(self._replica_id))
-            await self._board.publish(self._replica_id, report, _MISSED_REPORTS * self._interval_s)
+            ttl_s = _MISSED_REPORTS * self._interval_s
+            await self._board.publish(self._replica_id, report, ttl_s)
+            classes = encode_class_tokens(self._class_tokens())
+            await self._board.classes.put(self._replica_id, classes, ttl_s)
             records = await self._board.read_all()
         except RedisUnavailableError as error:
             if self._reachable:

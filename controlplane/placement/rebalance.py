@@ -6,9 +6,11 @@ what the moves take (ski rental: Karlin, Manasse, Rudolph, Sleator 1988): never 
 knew the future needed, for one such choice. A single odd window can thus not start moves that take longer than it did
 harm; no threshold is involved.
 
-The plan is for two loads: the forecast of the next window (controlplane.placement.forecast) and the last window.
+The plan is for two loads: the forecast of the next window (controlplane.placement.forecast) and the last window; and
+for what else may come, where the caller knows (controlplane.placement.class_scenarios).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from controlplane.placement.cost import Aim
@@ -43,8 +45,8 @@ class Rebalancer:
     _lost_s: float = 0.0
     _last_at_s: float | None = None
 
-    def observe(self, tokens: Tokens, at_s: float, window_s: float) -> Decision:
-        """A window of so many seconds ended."""
+    def observe(self, tokens: Tokens, at_s: float, window_s: float, others: Sequence[Scenario] = ()) -> Decision:
+        """A window of so many seconds ended. `others`: loads that a plan should be good for besides."""
         if not 0.0 < window_s < float("inf") or (self._last_at_s is not None and at_s < self._last_at_s):
             raise PlacementError(f"a window of {window_s} s that ended at {at_s} s, after {self._last_at_s}")
         self._last_at_s = at_s
@@ -52,7 +54,7 @@ class Rebalancer:
         ahead = self.forecast.next()
         assert ahead is not None
         found = plan(
-            [Scenario("forecast", ahead), Scenario("last window", tokens)],
+            [Scenario("forecast", ahead), Scenario("last window", tokens), *others],
             self.topology,
             self.prices,
             previous=self.placement,

@@ -23,6 +23,9 @@ class ExpertSettings(BaseModel):
         50.0, gt=0.0, description="a window of load goes on until a layer has routed so many tokens for each expert"
     )
     horizon_s: float = Field(300.0, gt=0.0, description="how long loads are taken to go on: what moves pay off in")
+    class_half_life_s: float = Field(
+        3600.0, gt=0.0, description="what is known of the experts that a class of traffic asks for counts half after it"
+    )
     risk: float = Field(0.5, ge=0.0, le=1.0, description="0: the expected load counts alone; 1: the worst alone")
     max_moves: int | None = Field(None, ge=1, description="slots changed at a time, of all layers; none: what pays")
     split: Literal["best", "equal"] = Field(

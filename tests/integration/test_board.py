@@ -11,7 +11,13 @@ from kvstore.board import Board, open_board
 from kvstore.connection import RedisLink
 from kvstore.decision_records import MAX_RECORD_BYTES, DecisionRecords
 from kvstore.errors import RedisUnavailableError
+from kvstore.settings import BoardSettings
 from kvstore.types import RequestId
+from router.class_tokens import decode
+from router.decision_store import DecisionHistory, DecisionStore
+from router.explain import Explainer
+from router.replicas import ReplicaExchange
+from tests.builders import make_core
 from tests.redis_servers import Servers, plain_server
 
 
@@ -98,5 +104,29 @@ def test_a_server_that_is_away_is_one_error(tmp_path: Path) -> None:
         for call in calls:
             with pytest.raises(RedisUnavailableError):
                 await call()
+
+    run(tmp_path, test)
+
+
+def test_what_engines_computed_by_class_lies_beside_the_promises(tmp_path: Path) -> None:
+    async def test(_: Servers, board: Board) -> None:
+        history = DecisionHistory(
+            Explainer(router="a", policy="least_cost", unix_offset_s=0.0),
+            DecisionStore(max_records=8, max_bytes=1 << 20),
+        )
+        counted = {"m": {"chat": 12.5}}
+        exchange = ReplicaExchange(
+            board,
+            "a",
+            BoardSettings(),
+            history=history,
+            own_report=lambda replica_id: make_core().report(replica_id, 0.0),
+            class_tokens=lambda: counted,
+            on_reports=lambda _: None,
+        )
+        await exchange.exchange()
+        (record,) = (await board.classes.read_all()).values()
+        assert decode(record) == counted
+        assert set(await board.read_all()) == {"a"}
 
     run(tmp_path, test)

@@ -12,6 +12,8 @@ from aiohttp import web
 from controlplane.expert_placer import ExpertPlacer
 from controlplane.placement.settings import ExpertSettings
 from controlplane.placement.types import Placement, PlacementError
+from kvstore.errors import RedisUnavailableError
+from router.class_tokens import encode
 from tests.builders import make_worker
 from tests.fake_experts import FakeExperts
 from tests.placement_cases import domains
@@ -30,6 +32,17 @@ class World:
     def __init__(self, placer: ExpertPlacer, engine: FakeExperts, worker: WorkerState) -> None:
         self.placer, self.engine, self.worker = placer, engine, worker
         self.now_s = 0.0
+        self.counted: dict[str, float] = {}  # by the one router, of each class
+
+    async def records(self) -> dict[str, bytes]:
+        """What lies on the routers' board."""
+        return {"router": encode({self.worker.spec.id: self.counted})}
+
+    async def look_at_mix(self, **mix: float) -> str:
+        """Ten seconds of these classes, each asking for what its domain does."""
+        for name, part in mix.items():
+            self.counted[name] = self.counted.get(name, 0.0) + 1e4 * part
+        return await self.look(sum((part * domains()[name] for name, part in mix.items()), np.zeros((3, 64))))
 
     async def look(self, tokens: "np.ndarray[tuple[int, int], np.dtype[np.float64]] | None" = None) -> str:
         """Serve this load for ten seconds, then look; the decision."""
@@ -46,6 +59,7 @@ def run(test: Callable[[World], Awaitable[None]], settings: ExpertSettings = SET
         async with aiohttp.ClientSession() as session, FakeExperts(3, 64, 8, 9).serving() as engine:
             worker = make_worker("m0")
             world = World(ExpertPlacer(ExpertClient(session), settings, list), engine, worker)
+            world.placer.class_tokens = world.records
             world.placer.workers = lambda: [replace(world.worker, spec=replace(worker.spec, address=engine.address))]
             await test(world)
 
@@ -71,6 +85,49 @@ def test_experts_move_to_where_the_load_is() -> None:
         (status,) = world.placer.status()
         assert status.drift is not None
         assert status.drift > 0.1
+
+    run(test)
+
+
+def test_classes_are_told_apart_and_planned_for() -> None:
+    """Each window is another mix; after a few, the placement serves either class alone."""
+
+    async def test(world: World) -> None:
+        await world.look()
+        await world.look_at_mix(code=1.0)
+        (status,) = world.placer.status()
+        assert [item.name for item in status.classes] == ["code"]
+        for part in (0.2, 0.9, 0.5, 0.7, 0.3):
+            await world.look_at_mix(code=part, law=1.0 - part)
+        await world.look_at_mix(code=0.4, law=0.6)
+        (status,) = world.placer.status()
+        law, code = status.classes
+        assert (law.name, code.name) == ("law", "code")
+        assert law.share == pytest.approx(0.6)
+        assert min(law.confidence, code.confidence) > 0.95
+        assert min(law.balancedness, code.balancedness) > 0.9
+        by_class = {window.traffic_class: window for window in world.placer.class_loads(world.worker.spec.id)}
+        assert set(by_class) == {"code", "law"}
+        for name, window in by_class.items():
+            seen, true = window.tokens / window.tokens.sum(axis=1, keepdims=True), domains()[name]
+            assert np.abs(seen - true / true.sum(axis=1, keepdims=True)).sum(axis=1).max() / 2 < 0.02
+        whole = np.sum([window.tokens for window in world.placer.loads(world.worker.spec.id)], axis=0)
+        assert np.allclose(whole, sum(window.tokens for window in by_class.values()))
+
+    run(test)
+
+
+def test_without_classes_plans_are_made_as_ever() -> None:
+    async def test(world: World) -> None:
+        async def away() -> dict[str, bytes]:
+            raise RedisUnavailableError("redis://away", "test")
+
+        world.placer.class_tokens = away
+        await world.look()
+        assert "move" in await world.look(CODE)
+        (status,) = world.placer.status()
+        assert list(status.classes) == []
+        assert world.placer.class_loads(world.worker.spec.id) == []
 
     run(test)
 

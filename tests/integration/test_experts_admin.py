@@ -1,6 +1,7 @@
 """From `headrace experts` through the admin API to an engine's expert routes, and back."""
 
 import asyncio
+import itertools
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -14,8 +15,10 @@ from aiohttp import web
 from controlplane.admin import AdminApi
 from controlplane.config import Config
 from controlplane.embedded_redis import embedded_redis
-from controlplane.placement.loads import read_windows
+from controlplane.placement.loads import read_scenarios, read_windows
+from kvstore.board import Board, open_board
 from kvstore.leases import open_leases
+from router.class_tokens import encode
 from tests.builders import make_worker
 from tests.fake_experts import FakeExperts
 from tests.placement_cases import domains
@@ -32,9 +35,17 @@ CONFIG = Config.model_validate(
 class World:
     """The admin API over HTTP, as Serve's ingress would have it, and one engine in the fleet."""
 
-    def __init__(self, url: str, engine: FakeExperts) -> None:
+    def __init__(self, url: str, engine: FakeExperts, board: Board) -> None:
         self.url = url
         self.engine = engine
+        self.board = board
+        self.counted = {"chat": 0.0, "code": 0.0}
+
+    async def serve(self, name: str) -> None:
+        """Tokens of a domain, whose class has its name, and what a router says of them."""
+        self.engine.serve(domains()[name])
+        self.counted[name] += 1e4
+        await self.board.classes.put("router", encode({"m0": self.counted}), 60.0)
 
     async def headrace(self, *args: str) -> tuple[int, str]:
         """Run the command; status and what it printed."""
@@ -71,8 +82,8 @@ def run(folder: Path, test: Callable[[World], Awaitable[None]]) -> None:
                 api = AdminApi(CONFIG, redis_url)
                 api.start()
                 try:
-                    async with _served(api) as url:
-                        await test(World(url, engine))
+                    async with _served(api) as url, open_board(redis_url, CONFIG.redis.namespace) as board:
+                        await test(World(url, engine, board))
                 finally:
                     await api.close()
                     keeper.stop()
@@ -150,6 +161,40 @@ def test_an_operator_sees_the_engine_and_puts_a_plan_into_it(tmp_path: Path) -> 
         file.write_text(json.dumps({**plan, "ranks": 4, "slots_per_rank": 18}))
         code, said = await world.headrace("apply", "--plan", str(file), "--worker", "m0")
         assert (code, "m0 has 72, 9 on a rank" in said) == (1, True)
+
+    run(tmp_path, test)
+
+
+def test_an_operator_sees_classes_of_traffic(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        names = itertools.cycle(("chat", "code", "code"))
+
+        async def knows_both() -> bool:
+            await world.serve(next(names))
+            await asyncio.sleep(0.25)  # longer than a window: each has another mix
+            engines = await world.status()
+            classes = engines[0]["classes"] if engines else []
+            assert isinstance(classes, list)
+            return len(classes) > 0 and all(item["confidence"] > 0.9 for item in classes) and await has_both()
+
+        async def has_both() -> bool:
+            code, loads = await world.headrace("loads", "--worker", "m0", "--by-class")
+            (tmp_path / "loads.json").write_text(loads)
+            return code == 0 and {name for name in ("chat", "code") if f'"{name}"' in loads} == {"chat", "code"}
+
+        await until(knows_both)
+        chat, code = read_scenarios(tmp_path / "loads.json")
+        assert (chat.name.rpartition("/")[2], code.name.rpartition("/")[2]) == ("chat", "code")
+        for found, true in ((chat.tokens, domains()["chat"]), (code.tokens, domains()["code"])):
+            apart = found / found.sum(axis=1, keepdims=True) - true / true.sum(axis=1, keepdims=True)
+            assert np.abs(apart).sum(axis=1).mean() / 2 < 0.1
+        status, shown = await world.headrace("show")
+        assert status == 0, shown
+        assert "of its tokens; alone it would be at 0." in shown
+        async with aiohttp.ClientSession() as session, session.get(f"{world.url}/metrics") as response:
+            text = await response.text()
+            assert 'headrace_expert_class_share{class="c' in text
+            assert 'headrace_expert_class_confidence{class="c' in text
 
     run(tmp_path, test)
 

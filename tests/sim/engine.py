@@ -6,8 +6,8 @@ its whole answer when it starts, so nothing is ever preempted.
 """
 
 import heapq
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 from random import Random
@@ -19,6 +19,7 @@ from tests.sim.hardware import Hardware
 _MOST_LEAP = 64  # steps; their length is taken to be constant, and contexts grow
 
 At = Callable[[float, Callable[[float], None]], None]
+Stretch = Callable[[Mapping[str, int]], float]
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +33,7 @@ class Job:
     chain: Sequence[int]  # full blocks of prompt and answer
     on_first_token: Callable[["Job", float], None]
     on_done: Callable[["Job", float], None]
+    kind: str = ""  # of text: its class
     kv_comes: bool = False  # from a prefill worker; one token is left to compute
     was_received: bool = False
     cached_tokens: int = 0  # found in the cache when the job began
@@ -48,6 +50,7 @@ class Engine:
         self.hardware = hardware
         self.cache = BlockCache(hardware.kv_tokens // hardware.block_size_tokens)
         self.on_blocks: Callable[[float], None] = lambda now_s: None
+        self.stretch: Stretch | None = None  # a step takes so many times as long, by its tokens of each kind
         self._at = at
         self._rng = rng
         self._speed = speed
@@ -63,7 +66,9 @@ class Engine:
         self._leap_number = 0
         self._is_ending = False  # in the callbacks of a step's end, which may submit
         self._chunks: list[tuple[Job, int]] = []
+        self._stretched = 1.0
         self.busy_s = 0.0
+        self.unstretched_s = 0.0  # that it would have been busy
         self.prefilled_tokens = 0
         self.computed_prompt_tokens = 0  # of prompts that are done
         self.prefix_query_tokens = 0
@@ -118,7 +123,22 @@ class Engine:
         pairs = sum(tokens * (job.computed_tokens + tokens / 2) for job, tokens in self._chunks)
         step_s = self.hardware.step_s(new_tokens, pairs, seqs, self._context_tokens + seqs * steps // 2)
         step_s *= max(0.5, 1.0 + self._rng.gauss(0.0, self.hardware.noise / sqrt(steps))) / self._speed
+        if self.stretch is not None:
+            self._stretched = self.stretch(self._kinds())
+            step_s *= self._stretched
         self._start_leap(now_s, step_s, steps)
+
+    def kinds(self) -> Counter[str]:
+        """Sequences that run or wait, by kind."""
+        running = [job for _, _, job in self._decoding]
+        return Counter(job.kind for jobs in (running, self._prefilling, self._waiting) for job in jobs)
+
+    def _kinds(self) -> Counter[str]:
+        """Tokens of the step about to begin."""
+        tokens = Counter(job.kind for _, _, job in self._decoding)
+        for job, count in self._chunks:
+            tokens[job.kind] += count
+        return tokens
 
     def _schedule(self, now_s: float) -> list[tuple[Job, int]]:
         """Prompts under way first, then new ones while there is budget, a place and KV room."""
@@ -185,6 +205,7 @@ class Engine:
         self.num_steps += steps
         self._context_tokens += seqs * steps
         self.busy_s += step_s * steps
+        self.unstretched_s += step_s * steps / self._stretched
         self.itl_sum_s += step_s * steps * seqs
         self.itl_count += steps * seqs
         for job, tokens in self._chunks:

@@ -207,6 +207,7 @@ class Simulation:
 
         chain = turn.chain[: turn.num_prompt_tokens // self._fleet.hardware.block_size_tokens]
         job = Job(decision.request_id, decision.attempt, turn.num_prompt_tokens, 1, chain, lambda *_: None, prefilled)
+        job.kind = turn.terms.class_name
         prefill_on.engine.submit(job, now_s)
 
     def _decode(self, decision: RoutingDecision, router: _Router, now_s: float, *, kv_comes: bool) -> None:
@@ -226,7 +227,7 @@ class Simulation:
             self._over(request_id, at_s, answered=True)
 
         job = Job(request_id, attempt, turn.num_prompt_tokens, turn.num_output_tokens, turn.chain, first_token, done)
-        job.kv_comes = kv_comes
+        job.kv_comes, job.kind = kv_comes, turn.terms.class_name
         self.workers[decision.decode.spec.id].engine.submit(job, now_s)
 
     def _publish(self, worker: SimWorker, now_s: float) -> None:

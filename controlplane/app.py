@@ -126,7 +126,7 @@ async def _follow(plan: RouterPlan, stack: AsyncExitStack, prompts: PromptIndex)
         redis_up=lambda: follower.redis_up,
         history=history,
         observers=[
-            *([] if config.experts.mode == "off" else [classes.observe]),
+            *([classes.observe] if _has_experts(config) else []),
             *start_recorder(settings, recipe, stack),
         ],
         is_warm=lambda: (blocks.is_ready and not prompts.is_loading) or time.monotonic() > warm_by_s,
@@ -152,6 +152,11 @@ async def _follow(plan: RouterPlan, stack: AsyncExitStack, prompts: PromptIndex)
     for following in (follower, blocks, exchange):
         stack.push_async_callback(_end, asyncio.create_task(following.run()), following.stop)
     return service
+
+
+def _has_experts(config: Config) -> bool:
+    """Whether anybody will read what classes ask for: counting is a few microseconds a request."""
+    return config.experts.mode == "apply" or (config.experts.mode == "observe" and config.engine.experts is not None)
 
 
 def build_history(settings: RouterSettings, replica_id: str) -> DecisionHistory:

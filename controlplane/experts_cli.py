@@ -23,7 +23,7 @@ from controlplane.placement.planner import plan as make_plan
 from controlplane.placement.rebalance import Rebalancer
 from controlplane.placement.simulate import Eplb, Keep, Ours, Policy, replay
 from controlplane.placement.types import Placement, PlacementError, Scenario, Tokens, Topology, check_room
-from controlplane.placement.unseen import with_unseen
+from controlplane.placement.unseen import plan_unseen
 
 app = typer.Typer(no_args_is_help=True, help="Experts of mixture-of-experts models: which rank holds which.")
 
@@ -56,13 +56,13 @@ def plan(  # noqa: PLR0913  a command's options
     """Plan a placement that is good for every load in the file."""
     try:
         scenarios = read_scenarios(loads, match=match)
-        planned_for = with_unseen(scenarios) if unseen else scenarios
+        planner = plan_unseen if unseen else make_plan
         topology = _topology(nodes, ranks, slots_per_rank, dead)
         before = None if previous is None else read_plan(previous)
         prices = Prices()
-        aim = Aim(horizon_s=horizon_s, risk=0.0 if unseen else risk)
+        aim = Aim(horizon_s=horizon_s, risk=risk)
         began_s = time.perf_counter()
-        found = make_plan(planned_for, topology, prices, previous=before, max_moves=max_moves, aim=aim)
+        found = planner(scenarios, topology, prices, previous=before, max_moves=max_moves, aim=aim)
         took_s = time.perf_counter() - began_s
     except PlacementError as error:
         fail(str(error), code=2)

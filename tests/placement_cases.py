@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from controlplane.placement.types import EMPTY, Placement, Rank, Tokens, Topology
+from controlplane.placement.types import EMPTY, Placement, Rank, Scenario, Tokens, Topology
 
 # The example of DeepSeek's EPLB (deepseek-ai/EPLB @ d52c72d, README.md, MIT): 4 groups, 2 nodes, 8 ranks, 16 slots.
 EPLB_TOKENS = np.array(
@@ -36,6 +36,11 @@ def domains(seed: int = 1, num_layers: int = 3, num_experts: int = 64) -> dict[s
         shares = liked * rng.lognormal(0.0, 0.65, liked.shape)
         found[name] = np.rint(1.6e6 * shares / shares.sum(axis=1, keepdims=True))
     return found
+
+
+def domain_loads(seed: int = 1) -> list[Scenario]:
+    """`domains` as scenarios."""
+    return [Scenario(name, load) for name, load in domains(seed).items()]
 
 
 def skewed(seed: int, num_layers: int = 58, num_experts: int = 256, concentration: float = 0.5) -> Tokens:

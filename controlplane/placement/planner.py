@@ -8,6 +8,10 @@ With at most `max_moves` slots to move, each layer offers the plans that it saw,
 seconds saved a slot moved: of each layer the lower convex hull, which is the linear relaxation of the knapsack (Sinha,
 Zoltners 1979). Moves without which an expert had no live slot, or a live slot no expert, are made in any case, and
 first.
+
+A search fits the loads that it is judged by, and where these are made up, they are not what comes. For such loads the
+caller names the candidates (controlplane.placement.rings): then the best of these, EPLB's and the last plan is taken as
+it is, and a search only fills in what a bound on moves leaves of the last plan.
 """
 
 from collections.abc import Sequence
@@ -21,7 +25,7 @@ from controlplane.placement.local_search import Search
 from controlplane.placement.objective import Prices
 from controlplane.placement.offers import Offers
 from controlplane.placement.split import fast_shares
-from controlplane.placement.starts import check_previous, repaired, starts
+from controlplane.placement.starts import baselines, check_previous, repaired, starts
 from controlplane.placement.types import (
     Placement,
     PlacementError,
@@ -72,8 +76,10 @@ def plan(
     previous: Placement | None = None,
     max_moves: int | None = None,
     aim: Aim = DEFAULT_AIM,
+    candidates: Sequence[Slots] = (),
 ) -> Plan:
-    """The best plan found for these loads. `max_moves`: slots of all layers; None: as many as pay."""
+    """The best plan found for these loads. `max_moves`: slots of all layers; None: as many as pay. `candidates`: plans
+    to choose from instead of a search."""
     if max_moves is not None and max_moves < 0:
         raise PlacementError(f"max_moves is {max_moves}, allowed is 0 or more")
     if previous is not None:
@@ -84,7 +90,10 @@ def plan(
     offers = Offers(costs, previous, is_bounded=max_moves is not None and previous is not None)
     if base is not None:
         offers.add(np.arange(len(base)), base)
-    _search(costs, offers, base, max_moves)
+    if candidates:
+        _choose(offers, base, candidates)
+    else:
+        _search(costs, offers, base, max_moves)
     chosen = offers.best_slots if base is None or max_moves is None else offers.within(max_moves)
     return _described(chosen, offers, prices, scenarios, base)
 
@@ -101,6 +110,14 @@ def _search(costs: Costs, offers: Offers, base: Slots | None, max_moves: int | N
         _descend(offers, best, num_steps, is_frugal=False)
     if base is not None:
         _descend(offers, base, num_steps, is_frugal=offers.is_bounded)
+
+
+def _choose(offers: Offers, base: Slots | None, candidates: Sequence[Slots]) -> None:
+    """Offer what there is."""
+    for slots in (*baselines(offers.costs), *candidates):
+        offers.add(np.arange(len(slots)), slots)
+    if base is not None and offers.is_bounded:
+        _descend(offers, base, _steps(offers.costs) // 2, is_frugal=True)
 
 
 def _descend(offers: Offers, slots: Slots, num_steps: int, *, is_frugal: bool) -> None:
@@ -147,7 +164,7 @@ def _described(
     needed = 0 if base is None else int(offers.moves(every, base).sum())
     found = Plan(
         placement,
-        costs.terms(chosen),
+        Terms(costs.straggler_s(slowest), costs.dispatch_s(chosen), costs.slots_moving_s(chosen)),
         None if base is None else float(costs.terms(base).total_s.sum()),
         float(costs.bound_s().sum()),
         {scenario.name: 1.0 / slowest[number] for number, scenario in enumerate(scenarios)},

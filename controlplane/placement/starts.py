@@ -17,12 +17,18 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
+def baselines(costs: Costs) -> list[Slots]:
+    """EPLB's, for the mean of all loads."""
+    found = [eplb_global(costs.expected, costs.topology).slots]
+    if costs.tokens.shape[2] % costs.aim.num_groups == 0:
+        found.append(eplb_hierarchical(costs.expected, costs.topology, costs.aim.num_groups).slots)
+    return found
+
+
 def starts(costs: Costs) -> list[Slots]:
     """Plans made from nothing."""
     topology, mean, most = costs.topology, costs.expected, envelope(costs.tokens)
-    found = [eplb_global(mean, topology).slots, vector_lpt(costs, mean)]
-    if mean.shape[1] % costs.aim.num_groups == 0:
-        found.insert(1, eplb_hierarchical(mean, topology, costs.aim.num_groups).slots)
+    found = [*baselines(costs), vector_lpt(costs, mean)]
     if len(costs.tokens) > 1:
         found += [eplb_global(most, topology).slots, vector_lpt(costs, most)]
     return found

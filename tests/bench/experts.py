@@ -9,6 +9,7 @@ environment) made-up ones: as OLMoE's, Zipf, and of DeepSeek-V3's size. For each
     next   one domain turns into the next over 20 windows, with sampling noise; the plan made after each window is
            measured on the one that follows. EPLB plans anew every time, ours moves what pays within a window
     out    planned for all domains but one, and served that one, its tokens divided as is best for it (all planners)
+    drawn  the same with eight ranks, planned for samples of these domains instead: mean and deviation of 8 draws
     moved  gigabytes over the 20 windows; cross: tokens of these that have to cross nodes (eight ranks each) at least
     plan_s of one plan for one domain, process time
 
@@ -24,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from controlplane.placement.cost import Aim
 from controlplane.placement.eplb import eplb_global, linear
@@ -33,17 +35,19 @@ from controlplane.placement.planner import plan
 from controlplane.placement.rebalance import Rebalancer
 from controlplane.placement.simulate import Eplb, Keep, Ours, Policy, Row, replay, served
 from controlplane.placement.types import Placement, Scenario, Tokens, Topology
-from controlplane.placement.unseen import with_unseen
+from controlplane.placement.unseen import plan_unseen
 from tests.placement_cases import domains
 
 RANKS_OF_NODE = 8
 NUM_WINDOWS = 20
+NUM_DRAWS = 8
 WINDOW_TOKENS = 50_000
 WINDOW_S = 60.0
 PRICES = Prices(expert_bytes=12.6e6, token_bytes=0.0)  # OLMoE's expert in BF16; balance alone is compared
 SHAPES = [(ranks, redundant) for ranks in (8, 16, 32, 64) for redundant in (0, 8, 16, 32, 64) if redundant % ranks == 0]
 BIG = (32, 32)
 
+Floats = NDArray[np.float64]
 Planner = Callable[[Sequence[Scenario], Topology], Placement]
 
 
@@ -60,15 +64,19 @@ class Cell:
     balancedness_out: float
     out_p5: float
     worst_layer: float
+    out_drawn: float | None
+    out_drawn_sd: float | None
     bytes_moved: float
     cross_node: float
     plan_s: float
 
     def __str__(self) -> str:
+        drawn = f"{self.out_drawn:.3f} ± {self.out_drawn_sd:.3f}" if self.out_drawn is not None else ""
         return (
             f"{self.load:<22} {self.ranks:>5} {self.redundant:>5} {self.planner:<7} {self.balancedness_in:>6.3f}"
             f" {self.balancedness_next:>6.3f} {self.balancedness_out:>6.3f} {self.out_p5:>6.3f}"
-            f" {self.worst_layer:>6.3f} {self.bytes_moved / 1e9:>8.1f} {self.cross_node:>6.3f} {self.plan_s:>7.3f}"
+            f" {self.worst_layer:>6.3f} {drawn:>13} {self.bytes_moved / 1e9:>6.1f} {self.cross_node:>6.3f}"
+            f" {self.plan_s:>7.3f}"
         )
 
 
@@ -87,7 +95,7 @@ def _ours(scenarios: Sequence[Scenario], topology: Topology) -> Placement:
 
 
 def _ours_unseen(scenarios: Sequence[Scenario], topology: Topology) -> Placement:
-    return plan(with_unseen(scenarios), topology, PRICES, aim=Aim(risk=0.0)).placement
+    return plan_unseen(scenarios, topology, PRICES).placement
 
 
 PLANNERS: dict[str, tuple[Planner, Planner]] = {  # for what is seen, and for what is not
@@ -105,9 +113,25 @@ def drifting(loads: Sequence[Scenario], num_windows: int, seed: int = 0) -> list
     for place in np.linspace(0.0, len(rows) - 1.0, num_windows):
         first = min(int(place), len(rows) - 2)
         blend = (1.0 - place + first) * rows[first] + (place - first) * rows[first + 1]
-        counts = [generator.multinomial(WINDOW_TOKENS, row / row.sum()) for row in blend]
-        found.append(np.array(counts, dtype=np.float64))
+        found.append(_sampled(blend, generator))
     return found
+
+
+def _sampled(tokens: Tokens, generator: np.random.Generator) -> Tokens:
+    """A window's counts of a load."""
+    counts = [generator.multinomial(WINDOW_TOKENS, row / row.sum()) for row in tokens]
+    return np.array(counts, dtype=np.float64)
+
+
+def unseen_served(loads: Sequence[Scenario], planner: Planner, topology: Topology, seed: int | None = None) -> Floats:
+    """(loads, layers) balancedness of each load, planned for the others, or for samples of them."""
+    generator, found = np.random.default_rng(seed), []
+    for item in loads:
+        others = [other for other in loads if other is not item]
+        if seed is not None:
+            others = [Scenario(other.name, _sampled(other.tokens, generator)) for other in others]
+        found.append(served(planner(others, topology), topology, item.tokens, splits_best=True))
+    return np.stack(found)
 
 
 def policy(name: str, topology: Topology, start: Placement) -> Policy:
@@ -135,12 +159,10 @@ def cell(load: str, loads: Sequence[Scenario], ranks: int, redundant: int, plann
         placement = seen([item], topology)
         took_s.append(time.process_time() - began_s)
         inside.append(served(placement, topology, item.tokens))
-    outside = []
-    for item in loads:
-        placement = unseen([other for other in loads if other is not item], topology)
-        outside.append(served(placement, topology, item.tokens, splits_best=True))
+    each = unseen_served(loads, unseen, topology)
+    seeds = range(NUM_DRAWS if ranks == RANKS_OF_NODE else 0)
+    drawn = [float(unseen_served(loads, unseen, topology, seed).mean()) for seed in seeds]
     row = followed(planner, drifting(loads, num_windows), topology)
-    each = np.stack(outside)
     return Cell(
         load,
         ranks,
@@ -151,6 +173,8 @@ def cell(load: str, loads: Sequence[Scenario], ranks: int, redundant: int, plann
         round(float(each.mean()), 4),
         round(float(np.quantile(each, 0.05)), 4),
         round(float(each.min()), 4),
+        round(float(np.mean(drawn)), 4) if drawn else None,
+        round(float(np.std(drawn, ddof=1)), 4) if drawn else None,
         row.moved_bytes,
         round(row.cross_node, 4),
         round(float(np.mean(took_s)), 4),
@@ -193,7 +217,8 @@ def main() -> None:
         loads |= read_loads(Path(asked.loads), asked.match)
     tasks = [(name, items, *shape, NUM_WINDOWS) for name, items in loads.items() for shape in SHAPES]
     tasks.append(("made up, DeepSeek-V3", made_up(58, 256), *BIG, 6))
-    print("load                   ranks redun planner     in   next    out out p5  worst    moved  cross  plan_s")
+    figures = "in   next    out out p5  worst         drawn  moved  cross  plan_s"
+    print(f"load                   ranks redun planner     {figures}")
     cells = []
     for name, items, ranks, redundant, num_windows in tasks:
         for planner in PLANNERS:

@@ -9,9 +9,9 @@ from controlplane.placement.exact import exact_equal
 from controlplane.placement.objective import Prices, balancedness, dispatch_share, moved_slots, rank_loads
 from controlplane.placement.planner import plan
 from controlplane.placement.simulate import served
-from controlplane.placement.types import EMPTY, Placement, PlacementError, Rank, Scenario, Topology
-from controlplane.placement.unseen import with_unseen
-from tests.placement_cases import domains, skewed
+from controlplane.placement.types import EMPTY, Placement, PlacementError, Rank, Scenario, Topology, scenario_tokens
+from controlplane.placement.unseen import plan_unseen, with_unseen
+from tests.placement_cases import domain_loads, domains, skewed
 
 NO_DISPATCH = Prices(token_bytes=0.0)
 EIGHT = Topology.even(1, 8, 9)
@@ -129,15 +129,43 @@ def test_unseen_load_is_served_better_where_idle_experts_wait_for_it() -> None:
     for seed in range(5):
         *seen, unseen = _apart(seed)
         plain = plan(seen, EIGHT, NO_DISPATCH).placement
-        guarded = plan(with_unseen(seen), EIGHT, NO_DISPATCH, aim=Aim(risk=0.0)).placement
+        guarded = plan_unseen(seen, EIGHT, NO_DISPATCH).placement
         plain_is, guarded_is = (served(made, EIGHT, unseen.tokens, splits_best=True) for made in (plain, guarded))
         gains.append(float((guarded_is - plain_is).mean()))
+    assert np.mean(gains) > 0.05
+
+
+def test_after_loads_that_are_alike_the_next_is_served_better_where_busy_experts_wait_for_it() -> None:
+    gains = []
+    for seed in range(5):
+        *seen, unseen = domain_loads(seed)
+        mean = np.asarray(sum(item.tokens for item in seen))
+        found = plan_unseen(seen, EIGHT, NO_DISPATCH).placement
+        ours, eplb = (
+            served(made, EIGHT, unseen.tokens, splits_best=True) for made in (found, eplb_global(mean, EIGHT))
+        )
+        gains.append(float((ours - eplb).mean()))
     assert np.mean(gains) > 0.02
 
 
-def test_loads_that_are_alike_are_the_best_guess_themselves() -> None:
-    alike = [Scenario(str(seed), skewed(1, 3, 64) * skewed(seed, 3, 64, 4.0)) for seed in range(3)]
-    assert with_unseen(alike) == alike
+def test_the_more_loads_are_alike_the_more_the_next_is_like_them() -> None:
+    likeness = []
+    for concentration in (0.3, 4.0, 400.0):
+        seen = [Scenario(str(seed), skewed(1, 3, 64) * skewed(seed, 3, 64, concentration)) for seed in range(3)]
+        mean = scenario_tokens(seen).mean(axis=0).ravel()
+        made = [item.tokens.ravel() for item in with_unseen(seen)[3:]]
+        likeness.append(float(np.mean([np.corrcoef(mean, one)[0, 1] for one in made])))
+    assert likeness == sorted(likeness) and likeness[-1] > 0.95
+
+
+def test_of_candidates_the_best_is_taken_as_it_is() -> None:
+    loads = domains()
+    law = [Scenario("law", loads["law"])]
+    good, bad = (plan([Scenario("", loads[name])], EIGHT, NO_DISPATCH).placement for name in ("law", "code"))
+    found = plan(law, EIGHT, NO_DISPATCH, candidates=[bad.slots, good.slots])
+    assert np.array_equal(found.placement.slots, good.slots)
+    worse = plan(law, EIGHT, NO_DISPATCH, candidates=[bad.slots])
+    assert np.array_equal(worse.placement.slots, eplb_global(loads["law"], EIGHT).slots)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ the engine hang below it. Prompts and completions are never attributes.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import TracebackType
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -57,7 +58,7 @@ class OtelTracing:
         carrier = {key: headers[key] for key in ("traceparent", "tracestate") if key in headers}
         context = _W3C.extract(carrier)
         with _span(self._tracer, name, context, SpanKind.SERVER) as span:
-            yield _OtelRequestTrace(self._tracer, span)
+            yield _OtelRequestTrace(self._tracer, span) if span.is_recording() else _Unsampled(span)
 
 
 @contextmanager
@@ -89,6 +90,33 @@ class _OtelRequestTrace:
         self._root.add_event(name)
 
 
+class _Unsampled:
+    """A trace that is not kept: one span of nothing stands for all its steps. Engines are told not to keep theirs."""
+
+    is_recorded = False
+
+    def __init__(self, root: trace.Span) -> None:
+        self._root = root
+
+    def step(self, name: str) -> "_Unsampled":
+        return self
+
+    def event(self, name: str) -> None:
+        return None
+
+    def set(self, **attributes: str | int | float | bool) -> None:
+        return None
+
+    def headers(self) -> Mapping[str, str]:
+        return _headers_of(self._root)
+
+    def __enter__(self) -> Span:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        return None
+
+
 class _OtelSpan:
     def __init__(self, span: trace.Span) -> None:
         self._span = span
@@ -101,6 +129,10 @@ class _OtelSpan:
         self._span.set_attributes({f"headrace.{name}": value for name, value in attributes.items()})
 
     def headers(self) -> Mapping[str, str]:
-        carrier: dict[str, str] = {}
-        _W3C.inject(carrier, trace.set_span_in_context(self._span))
-        return carrier
+        return _headers_of(self._span)
+
+
+def _headers_of(span: trace.Span) -> Mapping[str, str]:
+    carrier: dict[str, str] = {}
+    _W3C.inject(carrier, trace.set_span_in_context(span))
+    return carrier

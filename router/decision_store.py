@@ -8,9 +8,10 @@ Invariants
  3. `take` gives out each record at most once, oldest first, and only records that are still here.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from kvstore.types import RequestId
 from router import explanation
@@ -22,14 +23,10 @@ from router.explain_text import headers
 RECORD_OVERHEAD_BYTES = 500
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
+class _Record(Struct, frozen=True, gc=False):
     public_id: str
     data: bytes
-
-    @property
-    def size_bytes(self) -> int:
-        return len(self.data) + RECORD_OVERHEAD_BYTES
+    size_bytes: int
 
 
 class DecisionStore:
@@ -38,8 +35,9 @@ class DecisionStore:
     def __init__(self, *, max_records: int, max_bytes: int) -> None:
         self._max_records = max_records
         self._max_bytes = max_bytes
-        self._records: dict[RequestId, _Record] = {}  # in order of their ends
-        self._by_public_id: dict[str, list[RequestId]] = {}  # oldest first
+        # In order of their ends. In a plain dict the oldest is behind the empty places of all that have gone before it.
+        self._records: OrderedDict[RequestId, _Record] = OrderedDict()
+        self._by_public_id: dict[str, list[RequestId]] = {}  # oldest first; a request id that is public is not in it
         self._untaken: deque[RequestId] = deque()
         self._num_bytes = 0
 
@@ -56,14 +54,15 @@ class DecisionStore:
         if request_id in self._records:
             self._drop(request_id)
             self._untaken = deque(at for at in self._untaken if at != request_id)
-        record = _Record(public_id, data)
-        if record.size_bytes > self._max_bytes or self._max_records < 1:
+        size_bytes = len(data) + RECORD_OVERHEAD_BYTES
+        if size_bytes > self._max_bytes or self._max_records < 1:
             return
-        while len(self._records) >= self._max_records or self._num_bytes + record.size_bytes > self._max_bytes:
+        while len(self._records) >= self._max_records or self._num_bytes + size_bytes > self._max_bytes:
             self._drop(next(iter(self._records)))
-        self._records[request_id] = record
-        self._by_public_id.setdefault(public_id, []).append(request_id)
-        self._num_bytes += record.size_bytes
+        self._records[request_id] = _Record(public_id, data, size_bytes)
+        if public_id != request_id:
+            self._by_public_id.setdefault(public_id, []).append(request_id)
+        self._num_bytes += size_bytes
         self._untaken.append(request_id)
 
     def get(self, any_id: str) -> bytes | None:
@@ -84,20 +83,23 @@ class DecisionStore:
     def validate(self) -> None:
         """Raise AssertionError where an invariant does not hold."""
         assert len(self._records) <= self._max_records, "invariant 1"
-        assert self._num_bytes == sum(record.size_bytes for record in self._records.values()), "invariant 1"
+        sizes = [len(record.data) + RECORD_OVERHEAD_BYTES for record in self._records.values()]
+        assert self._num_bytes == sum(sizes), "invariant 1"
         assert self._num_bytes <= self._max_bytes, "invariant 1"
         named = {(name, request_id) for name, ids in self._by_public_id.items() for request_id in ids}
-        assert named == {(record.public_id, at) for at, record in self._records.items()}, "invariant 2"
+        both = {(record.public_id, at) for at, record in self._records.items() if record.public_id != at}
+        assert named == both, "invariant 2"
         assert all(self._by_public_id.values()), "invariant 2"
         assert list(self._untaken) == list(self._records)[len(self._records) - len(self._untaken) :], "invariant 3"
 
     def _drop(self, request_id: RequestId) -> None:
         record = self._records.pop(request_id)
         self._num_bytes -= record.size_bytes
-        same = self._by_public_id[record.public_id]
-        same.remove(request_id)
-        if not same:
-            del self._by_public_id[record.public_id]
+        if record.public_id != request_id:
+            same = self._by_public_id[record.public_id]
+            same.remove(request_id)
+            if not same:
+                del self._by_public_id[record.public_id]
         if self._untaken and self._untaken[0] == request_id:  # the oldest record is nowhere else in it
             self._untaken.popleft()
 

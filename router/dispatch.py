@@ -10,8 +10,9 @@ Invariants
 import asyncio
 from array import array
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from kvstore.types import RequestId
 from router.events import Event, FirstToken, PrefillDone
@@ -21,16 +22,17 @@ from router.types import RoutingDecision, Usage
 from router.usage import StreamTap, UnaryTap, find_usage, with_usage
 from workers.client import Body, EngineClient, EngineReply, EngineStream
 from workers.errors import WorkerFailedError
-from workers.kv_connector import HandleError, decode_body, parse_handle, prefill_body
+from workers.kv_connector import HandleError, KvHandle, decode_body, parse_handle, prefill_body
 from workers.types import WorkerState
 
-# Response headers of the engine that mean something to the client. The rest is about the hop between us and it.
-_PASSED_HEADERS = ("content-type", "retry-after", "x-request-id")
+# Response headers of the engine that mean something to the client. The rest is about the hop between us and it. Its
+# length holds for the client too, as long as nothing is taken out of the body.
+_PASSED_HEADERS = {b"content-type": "content-type", b"retry-after": "retry-after", b"x-request-id": "x-request-id"}
+_PASSED_WHOLE = {**_PASSED_HEADERS, b"content-length": "content-length"}
 
 
-@dataclass(frozen=True, slots=True)
-class EngineCall:
-    """What is sent to an engine on behalf of a client."""
+class EngineCall(Struct, gc=False):
+    """What is sent to an engine on behalf of a client. Does not change, but for `let_go`."""
 
     request_id: RequestId
     route: str
@@ -42,9 +44,12 @@ class EngineCall:
     headers: Mapping[str, str]  # those the engine may see
     tokens: "array[int] | None" = None  # of a prompt that may be sent as ids in place of its text
 
+    def let_go(self) -> None:
+        """Forget the prompt: the answer has begun, so that nothing is sent again. Streams may last for long."""
+        self.raw_body, self.fields, self.tokens = b"", {}, None
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+
+class Outcome(Struct, frozen=True, gc=False):
     """How an attempt ended for the client."""
 
     status: int
@@ -73,12 +78,11 @@ class Dispatcher:
     ) -> Outcome:
         """Run one attempt to its end; `reply_headers` are added to the answer's. Raises WorkerError."""
         call = self._prepare(call, decision)
-        raw_body = with_usage(call.raw_body, call.fields) if call.strips_usage else call.raw_body
-        body: Body = raw_body
+        handle = None
         if decision.prefill is not None:
             reply = await self._prefill(decision.prefill, call, trace)
             if reply.status != 200:
-                sink.start(reply.status, _passed(reply.headers, reply_headers))
+                sink.start(reply.status, {**reply.headers.picked(_PASSED_WHOLE), **reply_headers})
                 sink.write(reply.body)
                 return Outcome(reply.status)
             try:
@@ -87,8 +91,7 @@ class Dispatcher:
                 raise WorkerFailedError(decision.prefill.spec.id, str(error)) from error
             usage = find_usage(reply.body)
             report(PrefillDone(call.request_id, decision.attempt, usage.cached_tokens if usage else None))
-            body = decode_body(raw_body, handle)
-        return await self._decode(decision, call, body, sink, report, trace, reply_headers)
+        return await self._decode(decision, call, handle, sink, report, trace, reply_headers)
 
     async def _prefill(self, worker: WorkerState, call: EngineCall, trace: RequestTrace) -> EngineReply:
         with trace.step("prefill") as span:
@@ -103,7 +106,7 @@ class Dispatcher:
         self,
         decision: RoutingDecision,
         call: EngineCall,
-        body: Body,
+        handle: KvHandle | None,
         sink: ResponseSink,
         report: Callable[[Event], None],
         trace: RequestTrace,
@@ -118,17 +121,24 @@ class Dispatcher:
                 # transfer and one step. An answer in one piece hides the moment; then it is an upper bound.
                 with trace.step("transfer" if decision.prefill else "first_token") as wait:
                     wait.set(upper_bound=not call.stream)
-                    stream = await self._client.open(worker, call.route, body, _with_trace(call.headers, span))
+                    headers = _with_trace(call.headers, span)
+                    stream = await self._client.open(worker, call.route, _body(call, handle), headers)
                     first = await _first_chunk(stream, worker)
                 trace.event("first_token")
                 report(FirstToken(call.request_id, decision.attempt))
-                sink.start(stream.status, _passed(stream.headers, reply_headers))
-                sink.attach_flow(stream)
+                call.let_go()
+                names = _PASSED_HEADERS if call.strips_usage else _PASSED_WHOLE
+                sink.start(stream.status, {**stream.headers.picked(names), **reply_headers})
                 return await _relay(stream, first, call, sink)
         finally:
             if stream is not None:
-                sink.attach_flow(None)
                 stream.close()
+
+
+def _body(call: EngineCall, handle: KvHandle | None) -> Body:
+    """What the decode worker is sent."""
+    raw_body = with_usage(call.raw_body, call.fields) if call.strips_usage else call.raw_body
+    return raw_body if handle is None else decode_body(raw_body, handle)
 
 
 async def _first_chunk(stream: EngineStream, worker: WorkerState) -> bytes:
@@ -153,25 +163,23 @@ async def _relay(stream: EngineStream, first: bytes, call: EngineCall, sink: Res
             write(passed)
 
     pass_on(first)
-    try:
-        await stream.relay(pass_on)
-    except asyncio.CancelledError:
-        # Clients close as soon as they have read the last event, some before the engine has ended its framing. They
-        # have their answer: what it used is to be counted and learned from.
-        task = asyncio.current_task()
-        if not tap.is_complete or task is None:
-            raise
-        task.uncancel()
+    if not stream.has_ended:
+        sink.attach_flow(stream)
+        try:
+            await stream.relay(pass_on)
+        except asyncio.CancelledError:
+            # Clients close as soon as they have read the last event, some before the engine has ended its framing.
+            # They have their answer: what it used is to be counted and learned from.
+            task = asyncio.current_task()
+            if not tap.is_complete or task is None:
+                raise
+            task.uncancel()
+        finally:
+            sink.attach_flow(None)
     rest = tap.flush()
     if rest:
         write(rest)
     return Outcome(stream.status, tap.usage if reads else None)
-
-
-def _passed(headers: Mapping[str, str], added: Mapping[str, str]) -> dict[str, str]:
-    passed = {name: value for name in _PASSED_HEADERS if (value := headers.get(name)) is not None}
-    passed.update(added)
-    return passed
 
 
 def _with_trace(headers: Mapping[str, str], span: Span) -> Mapping[str, str]:

@@ -10,7 +10,8 @@ Invariants
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from kvstore.types import RequestId
 from router.events import (
@@ -32,8 +33,7 @@ from router.explanation import Explanation, Outcome
 from router.types import Overlap, Request
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct, frozen=True, gc=False):
     """A request that ended; `Explainer.tell` makes its explanation of `packed`."""
 
     request_id: RequestId
@@ -41,13 +41,12 @@ class Ended:
     packed: bytes
 
 
-@dataclass(slots=True)
-class _Story:
+class _Story(Struct, gc=False):
     request: Request
     overlap: Overlap
     public_id: str
     arrived_at_s: float
-    notes: list[tuple[float, Note]] = field(default_factory=list)  # (now_s, what)
+    notes: list[tuple[float, Note]] = []  # (now_s, what); a new one for each
     attempt: int = 0  # the live one
     is_waiting: bool = True  # there is no live attempt
     held_because: str = ""  # admission's word, while it waits

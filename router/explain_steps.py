@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -27,8 +26,7 @@ class Asked(msgspec.Struct, frozen=True, array_like=True, gc=False):
     tpot_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The core answered an arrival or a failure with nothing yet; so many others waited at that moment."""
 
     num_waiting: int

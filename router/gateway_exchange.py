@@ -13,7 +13,9 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from router._generated.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from router.errors import ApiError, internal, too_large

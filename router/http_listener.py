@@ -131,6 +131,7 @@ class HttpListener:
             with trace.step("receive") as span:
                 intake = await self._desk.take_in(route, http.body, http.headers, self._service.facts(route))
                 span.set(request_id=intake.public_id, model=intake.request.model, stream=intake.call.stream)
+            http.body = b""  # it is the call's from here on, which lets go of it when the answer begins
             reply.extra_headers = {"x-request-id": intake.public_id}
             try:
                 await self._service.serve(intake, reply, trace)

@@ -5,6 +5,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import xxhash
+from msgspec import Struct
+from msgspec.structs import replace
+
 from kvstore.types import RequestId
 from router.dispatch import EngineCall
 from router.openai import (
@@ -28,8 +32,7 @@ from router.usage import asks_for_usage
 _NO_TERMS = Resolved(UNPROMISED, is_implicit=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Intake:
+class Intake(Struct, frozen=True, gc=False):
     """A request that has been understood."""
 
     request: Request
@@ -84,9 +87,9 @@ class FrontDesk:
                 streamed=body.stream,
                 tokens_counted=located.num_tokens is not None,
                 session=forwarded.get("x-session-id", ""),
-                digest=hashlib.blake2b(raw_body, digest_size=16, key=self.digest_key).digest() if has_terms else b"",
+                digest=_digest(raw_body, self.digest_key) if has_terms else b"",
             ),
-            located=located,
+            located=located if located.tokens is None else replace(located, tokens=None),
             call=EngineCall(
                 request_id=request_id,
                 route=route,
@@ -101,3 +104,12 @@ class FrontDesk:
             public_id=public_id,
             wants_explanation=self.settings.explain.headers and headers.get(EXPLAIN_HEADER) == "1",
         )
+
+
+def _digest(raw_body: bytes, key: bytes) -> bytes:
+    """Recognises a request of the same tenant. A cryptographic hash of a long prompt alone takes 100 microseconds.
+
+    Who makes two bodies look alike gains a place that was kept for himself. Those who read a recording cannot guess a
+    body: of xxh3's sum, which could be tried out, they see a keyed hash.
+    """
+    return hashlib.blake2b(xxhash.xxh3_128_digest(raw_body), digest_size=16, key=key).digest()

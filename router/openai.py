@@ -3,7 +3,6 @@
 import difflib
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -47,8 +46,7 @@ _MAX_QUOTED_CHARS = 64  # of a field name, in an error message
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedBody:
+class ParsedBody(msgspec.Struct, frozen=True, gc=False):
     """What routing reads of a body."""
 
     fields: Mapping[str, Any]
@@ -69,13 +67,14 @@ def parse_body(route: str, raw: bytes) -> ParsedBody:
     if stream is not None and not isinstance(stream, bool):
         raise bad_request("'stream' must be true or false", code="invalid_type", param="stream")
     _check_reserved(fields)
+    max_output_tokens = _max_output_tokens(fields)
     return ParsedBody(
         fields=fields,
         model=model,
         stream=bool(stream),
         num_prompt_tokens=_estimate_prompt_tokens(fields, len(raw)),
-        max_output_tokens=_max_output_tokens(fields),
-        can_hand_off=_can_hand_off(route, fields),
+        max_output_tokens=max_output_tokens,
+        can_hand_off=max_output_tokens > 1 and _can_hand_off(route, fields),
     )
 
 
@@ -138,13 +137,13 @@ def _max_output_tokens(fields: Mapping[str, Any]) -> int:
 
 
 def _can_hand_off(route: str, fields: Mapping[str, Any]) -> bool:
-    """One sequence from one text prompt whose own log probabilities nobody asked for.
+    """Of several output tokens: one sequence from one text prompt whose own log probabilities nobody asked for.
 
     A handle is spent once, so several sequences cannot share it; and positions whose blocks are transferred are not
     computed on the decode worker, so nothing can be reported about them. A prompt that the engine truncates depends
     on max_tokens too, which differs between the two calls: they would read different tokens.
     """
-    if route not in (CHAT_ROUTE, COMPLETION_ROUTE) or _max_output_tokens(fields) <= 1:
+    if route not in (CHAT_ROUTE, COMPLETION_ROUTE):
         return False
     if not _HAND_OFF_FIELDS.isdisjoint(fields):  # most requests have none of them
         if any(fields.get(name) not in (None, 1) for name in _SEQUENCES):

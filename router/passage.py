@@ -8,7 +8,8 @@ Invariants
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from router.dispatch import EngineCall, Outcome
 from router.events import Event, FirstToken

@@ -10,8 +10,9 @@ import logging
 from array import array
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from kvstore.blocks import chain_blocks, chain_root
 from kvstore.fleet_index import FleetIndex
@@ -27,8 +28,7 @@ from workers.ranks import rank_id
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Located:
+class Located(Struct, frozen=True, gc=False):
     """What is known of one prompt."""
 
     num_tokens: int | None  # None: not tokenised

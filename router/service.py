@@ -12,6 +12,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from kvstore.fleet_index import SlotsChanged as SourceSlotsChanged
 from kvstore.types import RequestId, WorkerId
 from router.carrier import Carrier, Relay
@@ -54,15 +56,15 @@ _log = logging.getLogger(__name__)
 Observer = Callable[[float, Event, Sequence[Command]], None]
 
 
-@dataclass(slots=True)
-class _Live:
+class _Live(Struct):
     """A request between its arrival and its end."""
 
     request: Request
     located: Located
-    verdict: "asyncio.Future[RoutingDecision | Reject]"
     task: "asyncio.Task[object] | None"
     arrived_at_s: float
+    verdict: RoutingDecision | Reject | None = None  # that the task has not taken yet
+    waiter: "asyncio.Future[None] | None" = None  # of a task that waits for it
     first_token_at_s: float | None = None
     attempt: int = 0  # the one dispatched last, whether its task has resumed or not
     is_running: bool = False  # the task is inside the attempt, where a cancellation can reach it
@@ -158,8 +160,7 @@ class RouterService:
         Has to run in a task of its own: a lost worker cancels it.
         """
         request = intake.request
-        verdict: asyncio.Future[RoutingDecision | Reject] = asyncio.get_running_loop().create_future()
-        live = _Live(request, intake.located, verdict, asyncio.current_task(), time.monotonic())
+        live = _Live(request, intake.located, asyncio.current_task(), time.monotonic())
         self.history.announce(request.id, intake.public_id)
         self._live[request.id] = live
         status = 499  # nginx's word for a client that went away
@@ -183,14 +184,16 @@ class RouterService:
         request = live.request
         while True:
             with trace.step("route") as span:
-                verdict = await live.verdict
+                while live.verdict is None:
+                    live.waiter = asyncio.get_running_loop().create_future()
+                    await live.waiter
+                verdict, live.verdict = live.verdict, None
                 if isinstance(verdict, Reject):
                     span.set(rejected=verdict.reason.value)
                     self.metrics.rejected.inc(request.terms.class_name, verdict.reason.value)
                     raise from_reject(verdict)
                 if span.is_recorded:
                     span.set(**span_attributes(verdict))
-            live.verdict = asyncio.get_running_loop().create_future()
             self.metrics.attempts.inc("hand_off" if verdict.prefill else "local")
             try:
                 outcome = await self._run_attempt(verdict, live, intake, carrier, trace)
@@ -210,9 +213,11 @@ class RouterService:
         explained = self.history.headers(live.request.id) if intake.wants_explanation else {}
 
         def report(event: Event) -> None:
-            if isinstance(event, FirstToken) and call.stream:
-                live.first_token_at_s = time.monotonic()
-                self.metrics.ttft.observe(live.first_token_at_s - live.arrived_at_s)
+            if isinstance(event, FirstToken):
+                call.let_go()
+                if call.stream:
+                    live.first_token_at_s = time.monotonic()
+                    self.metrics.ttft.observe(live.first_token_at_s - live.arrived_at_s)
             elif isinstance(event, PrefillDone):
                 live.cached_tokens = event.cached_tokens
             self.handle(event)
@@ -264,14 +269,19 @@ class RouterService:
                     live.attempt = decision.attempt
                     spec = (decision.prefill or decision.decode).spec
                     live.predicted_tokens = self.prompts.expect(live.located, spec.id, spec.block_size_tokens)
-                    live.verdict.set_result(decision)
+                    self._decided(live, decision)
                 case Reject(request_id):
-                    self._live[request_id].verdict.set_result(command)
+                    self._decided(self._live[request_id], command)
                 case Abort(request_id, attempt, worker_id):
                     self._abort(request_id, attempt, worker_id)
                 case Hold():
                     pass  # its task waits for the verdict as it is
         self._set_wakeup(now_s)
+
+    def _decided(self, live: _Live, verdict: RoutingDecision | Reject) -> None:
+        live.verdict, waiter, live.waiter = verdict, live.waiter, None
+        if waiter is not None and not waiter.done():  # done: its client has just gone
+            waiter.set_result(None)
 
     def _abort(self, request_id: RequestId, attempt: int, worker_id: WorkerId) -> None:
         live = self._live.get(request_id)

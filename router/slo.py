@@ -7,7 +7,8 @@ A class is named by `x-headrace-class`, else by the API key, else it is the defa
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from router.errors import ApiError, bad_request
 from router.slo_settings import (
@@ -32,8 +33,7 @@ _TENANT = re.compile(TENANT_PATTERN)
 _ANONYMOUS = KeySettings(tenant=DEFAULT_TENANT)
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(Struct, frozen=True, gc=False):
     """A request's terms. `is_implicit`: the client chose neither a class nor a number, and no key did for it."""
 
     terms: Terms

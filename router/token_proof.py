@@ -11,12 +11,12 @@ Invariants
 """
 
 import asyncio
-import dataclasses
 import logging
 from array import array
 from collections.abc import Mapping
 
 import msgspec
+from msgspec.structs import replace
 
 from router.dispatch import EngineCall
 from router.openai import COMPLETION_ROUTE
@@ -68,7 +68,7 @@ class TokenProofs:
         if call.tokens is None or not self.covers(decision, len(call.tokens)):
             return call
         fields = {**call.fields, "prompt": call.tokens.tolist()}
-        return dataclasses.replace(call, raw_body=with_ids(call.raw_body, call.tokens), fields=fields, tokens=None)
+        return replace(call, raw_body=with_ids(call.raw_body, call.tokens), fields=fields, tokens=None)
 
     def covers(self, decision: RoutingDecision, num_tokens: int) -> bool:
         """Invariant 2."""

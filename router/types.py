@@ -1,22 +1,22 @@
 """What a decision reads and what it says. Sizes in tokens, times in seconds."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from kvstore.types import RequestId, WorkerId
 from workers.types import WorkerState
 
 
-@dataclass(frozen=True, slots=True)
-class Slo:
+class Slo(Struct, frozen=True, gc=False):
     """What the client was promised, or would like to be."""
 
     ttft_s: float  # arrival to first token
     tpot_s: float  # mean gap after it
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(Struct, frozen=True, gc=False):
     """Who asks and on which terms."""
 
     tenant: str
@@ -31,8 +31,7 @@ class Terms:
 UNPROMISED = Terms("default", "none", Slo(float("inf"), float("inf")), 1.0, 1.0, float("inf"), True)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True, gc=False):
     """Only what a decision reads; the body itself never enters the core."""
 
     id: RequestId
@@ -51,8 +50,7 @@ class Request:
     only: frozenset[WorkerId] | None = None  # the workers that may be chosen; None: any
 
 
-@dataclass(frozen=True, slots=True)
-class Overlap:
+class Overlap(Struct, frozen=True, gc=False):
     """Who holds how much of a prompt. Slots are the prefix index's numbers for (worker, tier)."""
 
     block_size_tokens: int
@@ -107,8 +105,7 @@ class Considered(NamedTuple):
     forecast: Forecast
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True, gc=False):
     """A pair of workers, or one: `prefill` is None where the decode worker does its own prefill."""
 
     decode: WorkerState
@@ -119,8 +116,7 @@ class Choice:
     num_near_equal: int = 0  # of which the seeded draw was made
 
 
-@dataclass(frozen=True, slots=True)
-class RoutingDecision:
+class RoutingDecision(Struct, frozen=True, gc=False):
     """Where attempt number `attempt` of a request runs, and why there."""
 
     request_id: RequestId
@@ -128,7 +124,7 @@ class RoutingDecision:
     decode: WorkerState
     prefill: WorkerState | None
     forecast: Forecast
-    excluded: frozenset[WorkerId] = field(default_factory=frozenset)  # failed this request before
+    excluded: frozenset[WorkerId] = frozenset()  # failed this request before
     promised: bool = False  # its targets count in later admissions
     waited_s: float = 0.0  # in the router's queue
     considered: tuple[Considered, ...] = ()
@@ -137,8 +133,7 @@ class RoutingDecision:
     why: str = ""  # admission's word on it
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Struct, frozen=True, array_like=True, gc=False):
     """What the engine said the request used."""
 
     prompt_tokens: int

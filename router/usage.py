@@ -137,9 +137,12 @@ class _Usage(msgspec.Struct):
     prompt_tokens_details: _Details | None = None
 
 
+_DECODER = msgspec.json.Decoder(_Usage)
+
+
 def _parse(data: bytes) -> Usage | None:
     try:
-        usage = msgspec.json.decode(data, type=_Usage)
+        usage = _DECODER.decode(data)
     except msgspec.DecodeError:
         return None
     details = usage.prompt_tokens_details

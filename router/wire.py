@@ -1,4 +1,4 @@
-"""Exact JSON forms of dataclasses and named tuples, built from their type hints. Pure.
+"""Exact JSON forms of dataclasses, structs and named tuples, built from their type hints. Pure.
 
 An object is an object of its fields by name; one of several kinds says its `type` too. JSON has no form for some
 values: infinities and NaN are the strings "inf", "-inf", "nan", integers beyond 64 bits hexadecimal strings, bytes
@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import msgspec
 
 _MOST_JSON_INT = 2**63 - 1
 
@@ -101,7 +103,9 @@ class Forms:
 
 
 def _parts(cls: Any) -> dict[str, bool] | None:
-    """Field names of a dataclass or named tuple, in order, and whether each has a default; None for other types."""
+    """Field names of a dataclass, struct or named tuple, in order, and whether each has a default; else None."""
+    if isinstance(cls, type) and issubclass(cls, msgspec.Struct):
+        return {f.name: not f.required for f in msgspec.structs.fields(cls)}
     if is_dataclass(cls):
         return {f.name: f.default is not MISSING or f.default_factory is not MISSING for f in fields(cls)}
     defaults = getattr(cls, "_field_defaults", None)

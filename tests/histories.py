@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 
+from msgspec import structs
+
 from kvstore.types import RequestId, WorkerId
 from router.core import RouterCore
 from router.events import (
@@ -98,7 +100,7 @@ class History:
     def _arrive(self) -> None:
         self.num_arrived += 1
         terms: Terms = self._rng.choice(CLASSES)
-        request = replace(
+        request = structs.replace(
             make_request(f"r{self.num_arrived}", num_prompt_tokens=self._rng.randint(1, 1800), terms=terms),
             streamed=self._rng.random() < 0.8,
             session=self._rng.choice(("", "s1", "s2")),

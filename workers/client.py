@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from kvstore.types import WorkerId
 from workers.engine_http.connection import Exchange, ExchangeError, StaleConnectionError
-from workers.engine_http.pool import AddressPool, Pools
+from workers.engine_http.pool import Pools
 from workers.engine_http.response import Headers
 from workers.engine_http.settings import EngineHttpSettings
 from workers.errors import WorkerFailedError, WorkerUnreachableError
@@ -27,7 +27,7 @@ class EngineReply:
     """A complete answer."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: Headers
     body: bytes
 
 
@@ -46,7 +46,12 @@ class EngineStream:
         return self._exchange.reader.status
 
     @property
-    def headers(self) -> Mapping[str, str]:
+    def has_ended(self) -> bool:
+        """All of the body has been given out, and the connection with it given back."""
+        return self._exchange.has_ended
+
+    @property
+    def headers(self) -> Headers:
         """Response headers, names in lower case."""
         return Headers(self._exchange.reader.fields)
 
@@ -121,31 +126,23 @@ class EngineClient:
         try:
             pool = self._pools.get(spec.address)
             request = _request(pool.start(route, spec.rank), headers, body)
-            exchange = await self._exchange(pool, request)
+            connection = pool.take()
+            while True:
+                if connection is None:
+                    connection = await pool.connect()
+                exchange = connection.send(request, self._settings.max_head_bytes)
+                try:
+                    await exchange.head()
+                    return EngineStream(spec.id, exchange)
+                except StaleConnectionError:
+                    connection = None  # invariant 1: a new one is never stale
         except (ExchangeError, OSError, TimeoutError, ValueError) as error:
             raise WorkerUnreachableError(spec.id, f"no answer from {spec.address}: {error!r}") from error
-        return EngineStream(spec.id, exchange)
 
     async def close(self) -> None:
         """Close all connections."""
         self._pools.close()
         await asyncio.sleep(0)  # in which the event loop lets go of them
-
-    async def _exchange(self, pool: AddressPool, request: Sequence[bytes]) -> Exchange:
-        """An exchange whose head is there."""
-        connection = pool.take()
-        if connection is not None:
-            exchange = connection.send(request, self._settings.max_head_bytes)
-            try:
-                await exchange.head()
-            except StaleConnectionError:
-                pass  # invariant 1
-            else:
-                return exchange
-        connection = await pool.connect()
-        exchange = connection.send(request, self._settings.max_head_bytes)
-        await exchange.head()
-        return exchange
 
 
 def _request(start: str, headers: Mapping[str, str], body: Body) -> list[bytes]:

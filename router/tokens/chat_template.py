@@ -9,8 +9,6 @@ jinja's ImmutableSandboxedEnvironment.
 from collections.abc import Mapping
 from typing import Any
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
 from router.tokens.engine_options import RESERVED_VARIABLES, EngineOptions
 from router.tokens.messages import build_conversation, dump_tools, without_developer
 from router.tokens.template_facts import TemplateFacts, read_template
@@ -27,6 +25,10 @@ class ChatTemplate:
         self, templates: str | Mapping[str, str] | None, special_tokens: Mapping[str, Any], options: EngineOptions
     ) -> None:
         """`templates`: one, or several by name as some tokenizers have them. Raises CannotTokeniseError."""
+        # 35 MB, so only where there is a chat template.
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        self._render = render_jinja_template
         self._single = templates if isinstance(templates, str) else None
         self._by_name = templates if isinstance(templates, Mapping) else {}
         # The engine's own template stands before the tokenizer's; its value may also be the name of one of those.
@@ -49,7 +51,7 @@ class ChatTemplate:
         if variables["add_generation_prompt"] and variables["continue_final_message"]:
             raise CannotTokeniseError(Kind.UNSUPPORTED_FIELD, "continue_final_message")
         try:
-            ((text,), _) = render_jinja_template(
+            ((text,), _) = self._render(
                 conversations=[conversation],
                 tools=tools,
                 chat_template=template.source,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec import structs
 
 from kvstore.types import RequestId, WorkerId
 from router.core import RouterCore
@@ -99,7 +100,7 @@ class CoreMachine(RuleBasedStateMachine):
         request = make_request(
             name, model=model, route=route, num_prompt_tokens=num_prompt_tokens, can_hand_off=can_hand_off
         )
-        request = replace(request, only=only)
+        request = structs.replace(request, only=only)
         self.check_answer(request, self.tell(RequestArrived(request)), attempt=1, failed=set())
 
     @precondition(lambda self: self.live)

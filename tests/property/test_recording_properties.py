@@ -48,7 +48,10 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     if issubclass(hint, Enum):
         return st.sampled_from(list(hint))
     hints = get_type_hints(hint)
-    names = [field.name for field in fields(hint)] if is_dataclass(hint) else hint._fields
+    if issubclass(hint, msgspec.Struct):
+        names = hint.__struct_fields__
+    else:
+        names = [field.name for field in fields(hint)] if is_dataclass(hint) else hint._fields
     return st.builds(hint, **{name: values_of(hints[name]) for name in names})
 
 

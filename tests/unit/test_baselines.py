@@ -6,6 +6,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
+from msgspec import structs
 
 from kvstore.types import RequestId, WorkerId
 from router.baselines import BASELINES
@@ -104,7 +105,7 @@ def test_power_of_two_never_takes_the_worst() -> None:
 
 
 def test_a_session_stays_and_a_leaving_worker_moves_only_its_own() -> None:
-    sessions = [replace(make_request(), session=f"s{i}") for i in range(60)]
+    sessions = [structs.replace(make_request(), session=f"s{i}") for i in range(60)]
     workers = [make_worker(f"m{i}", running_seqs=i) for i in range(4)]
     policy = BASELINES["session_hash"](Random(0))
 

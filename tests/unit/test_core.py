@@ -1,9 +1,9 @@
 """RouterCore, one situation at a time. Numbers in test names are invariants of router/core.py."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from kvstore.types import RequestId, WorkerId
 from router.core import RouterCore

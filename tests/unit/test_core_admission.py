@@ -1,9 +1,9 @@
 """RouterCore with targets: who waits, who goes first, who is told to come back. Numbers are invariants of core.py."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from kvstore.types import RequestId, WorkerId
 from router.core import RouterCore

@@ -1,9 +1,8 @@
 """What a router remembers of decisions. Numbers are invariants of `router/decision_store.py`."""
 
-from dataclasses import replace
-
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from kvstore.types import RequestId
 from router.decision_store import RECORD_OVERHEAD_BYTES, DecisionHistory, DecisionStore

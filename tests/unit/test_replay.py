@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from kvstore.types import RequestId, WorkerId
 from router.core import RouterCore
@@ -118,8 +119,8 @@ def test_another_core_does_not_and_the_first_step_is_named() -> None:
 @pytest.mark.parametrize(("recorded_s", "replayed_s"), [(0.3, 0.1 + 0.2), (0.0, -0.0)])
 def test_the_last_bit_counts(recorded_s: float, replayed_s: float) -> None:
     was = dispatch(R1, W1)
-    now = Dispatch(replace(was.decision, forecast=was.decision.forecast._replace(queue_s=replayed_s)))
-    was = Dispatch(replace(was.decision, forecast=was.decision.forecast._replace(queue_s=recorded_s)))
+    now = Dispatch(structs.replace(was.decision, forecast=was.decision.forecast._replace(queue_s=replayed_s)))
+    was = Dispatch(structs.replace(was.decision, forecast=was.decision.forecast._replace(queue_s=recorded_s)))
     report = replay(lines_of((1.0, arrived(R1), [was])), lambda _: Scripted({arrived(R1): [now]}))
     assert report.difference is not None
     assert (report.difference.step, report.difference.now_s) == (1, 1.0)
@@ -185,7 +186,9 @@ def test_differing_decisions_and_costs_are_counted() -> None:
     )
     cheap = dispatch(R2, W2)
     cheap = Dispatch(
-        replace(cheap.decision, waited_s=0.5, forecast=cheap.decision.forecast._replace(queue_s=0.0, harm_s=0.0))
+        structs.replace(
+            cheap.decision, waited_s=0.5, forecast=cheap.decision.forecast._replace(queue_s=0.0, harm_s=0.0)
+        )
     )
     answers: dict[Event, Sequence[Command]] = {
         arrived(R1): [dispatch(R1, W1)],

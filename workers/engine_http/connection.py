@@ -29,9 +29,10 @@ class StaleConnectionError(ExchangeError):
 class Exchange:
     """One request and its answer."""
 
-    __slots__ = ("_connection", "_early", "_error", "_is_relaying", "_waiter", "reader")
+    __slots__ = ("_connection", "_early", "_error", "_is_relaying", "_loop", "_waiter", "reader")
 
     def __init__(self, connection: "Connection", max_head_bytes: int) -> None:
+        self._loop = connection.loop
         self._early: list[bytes] = []
         self.reader = ResponseReader(self._early.append, max_head_bytes)
         self._connection: Connection | None = connection
@@ -39,21 +40,29 @@ class Exchange:
         self._is_relaying = False
         self._waiter: asyncio.Future[None] | None = None
 
+    @property
+    def has_ended(self) -> bool:
+        """The answer was whole, and all of it has been given out."""
+        return self.reader.is_complete and not self._early and self._error is None
+
     async def head(self) -> None:
         """Wait for status and headers; raises ExchangeError. Whoever is cancelled here has closed the exchange."""
         try:
             while not self.reader.has_head:
                 await self._change()
+                self._check()
         except BaseException:
             self.close()
             raise
 
     async def first_chunk(self) -> bytes:
         """Wait for the first bytes of the body and give them out, b"" where there are none; raises ExchangeError."""
-        while not self._early and not self.reader.is_complete:
+        early = self._early
+        while not early and not self.reader.is_complete:
             await self._change()
-        chunk = b"".join(self._early)
-        self._early.clear()
+            self._check()
+        chunk = early[0] if len(early) == 1 else b"".join(early)
+        early.clear()
         self.resume()
         return chunk
 
@@ -67,8 +76,8 @@ class Exchange:
         self.resume()
         while not self.reader.is_complete:
             await self._change()
-        if self._error is not None:  # bytes came after the end
-            raise self._error
+            self._check()
+        self._check()  # bytes may have come after the end
 
     def pause(self) -> None:
         """Read no more from the engine's socket."""
@@ -82,7 +91,8 @@ class Exchange:
 
     def close(self) -> None:
         """Give up what has not come yet: the engine sees its connection end."""
-        self.fail(ExchangeError("it was closed here"))
+        if self._connection is not None:
+            self.fail(ExchangeError("it was closed here"))
 
     def receive(self, data: bytes) -> None:
         """Bytes from the engine."""
@@ -124,17 +134,17 @@ class Exchange:
             connection.on_exchange_over(keep)
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
-    async def _change(self) -> None:
-        if self._error is not None:
-            raise self._error
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+    def _change(self) -> "asyncio.Future[None]":
+        """Ends with the next change; raises what has ended the exchange already."""
+        self._check()
+        self._waiter = self._loop.create_future()
+        return self._waiter
+
+    def _check(self) -> None:
         if self._error is not None:
             raise self._error
 
@@ -145,6 +155,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, on_idle: "Callable[[Connection], None]", on_closed: "Callable[[Connection], None]") -> None:
         self._on_idle = on_idle
         self._on_closed = on_closed
+        self.loop = asyncio.get_running_loop()  # kept: asking for it is a system call
         self._transport: asyncio.Transport | None = None
         self._was_used = False
         self._is_paused = False

@@ -44,6 +44,11 @@ class Headers(Mapping[str, str]):
         """How many there are."""
         return len(self._fields)
 
+    def picked(self, names: Mapping[bytes, str]) -> dict[str, str]:
+        """Those of these names that came, under the names given: `Mapping.get` raises and catches what is missing."""
+        fields = self._fields
+        return {name: fields[raw].decode("latin-1") for raw, name in names.items() if raw in fields}
+
 
 class ResponseReader:
     """Reads one answer. `deliver` is called with each piece of the body; what it raises comes out of `feed`."""

@@ -43,10 +43,13 @@ on failure of an attempt
 on end: nothing. On a report of another replica: `shares.set_remote`, or `shares.forget` when it is gone.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from math import isinf
 from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from router.appointments import Offer
 from router.fairness import Share
@@ -109,7 +112,7 @@ class Outlook(NamedTuple):
     is_open: bool = True  # a worker takes work now
 
 
-class Basis(NamedTuple):
+class Basis(Struct, frozen=True):
     """The numbers behind an answer, in seconds from now."""
 
     predicted_ttft_s: float
@@ -122,8 +125,7 @@ class Basis(NamedTuple):
     room_in_s: float = 0.0  # of the wait, until there is room in a decode batch; inf: not foreseen
 
 
-@dataclass(frozen=True, slots=True)
-class Admit:
+class Admit(Struct, frozen=True):
     """Dispatch it now. `is_promised`: its targets count from here on. `cause`: why they do not."""
 
     basis: Basis
@@ -132,8 +134,7 @@ class Admit:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(Struct, frozen=True):
     """Into the queue, promised or as best effort. `cause`: why there is no promise."""
 
     basis: Basis
@@ -142,8 +143,7 @@ class Wait:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
+class Reject(Struct, frozen=True):
     """Turn it away. `ask_again_in_s`: no place before that; inf: not foreseen; None: the same at any time."""
 
     cause: Cause

@@ -10,7 +10,9 @@ Invariants
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from msgspec import Struct, structs
 
 from kvstore.types import RequestId
 from router import admission
@@ -30,8 +32,7 @@ _MOST_EXTRA_MARGIN = 1.0
 _LEAST_WORK_S = 1e-6  # of a prompt that is in the cache: nothing is free
 
 
-@dataclass(frozen=True, slots=True)
-class PoolState:
+class PoolState(Struct, frozen=True):
     """The workers that would compute a prompt, as one server, and how the request finds them."""
 
     free_in_s: Column  # for each of them, or of our share: until it has done what all replicas sent to it
@@ -43,8 +44,7 @@ class PoolState:
     late_s: float  # by which forecasts are too short, nine times of ten
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(Struct, frozen=True):
     """Let in. `at_once`: nothing goes before it; else it waits here."""
 
     at_once: bool
@@ -52,8 +52,7 @@ class Admitted:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True):
     """Turned away, or given up after waiting."""
 
     request_id: RequestId
@@ -62,8 +61,7 @@ class Refused:
     retry_after_s: float | None
 
 
-@dataclass(slots=True)
-class _Waiting:
+class _Waiting(Struct):
     request: Request
     entry: QueueEntry
     charged_at_s: float | None  # None: nothing was promised
@@ -111,13 +109,10 @@ class AdmissionDesk:
         due_in_s = pool.places.due_in_s(terms.tenant, request.digest, now_s)
         if due_in_s is None:  # who comes back asks for the same as before
             self._shares.asked(terms.tenant, terms.weight, cost_s, now_s)
+        ttft_s, late_s = forecast.ttft_s, pool_state.late_s
+        own_s = ttft_s - forecast.queue_s + late_s
         outlook = Outlook(
-            ttft_s=forecast.ttft_s + pool_state.late_s,
-            cost_s=cost_s,
-            own_s=forecast.ttft_s - forecast.queue_s + pool_state.late_s,
-            idle_tpot_s=pool_state.idle_tpot_s,
-            kv_is_short=pool_state.kv_is_short,
-            is_open=pool_state.is_open,
+            ttft_s + late_s, cost_s, own_s, pool_state.idle_tpot_s, pool_state.kv_is_short, pool_state.is_open
         )
         work = self._pool_work(pool, pool_state)
         standing = self._standing(request, is_due=due_in_s == 0.0, now_s=now_s)
@@ -186,7 +181,7 @@ class AdmissionDesk:
                 self._refund(waiting, now_s)
                 request = waiting.request
                 if entry.expires_at_s > now_s and request.terms.best_effort_ok:
-                    late = replace(entry, deadline_at_s=None)
+                    late = structs.replace(entry, deadline_at_s=None)
                     self._wait(pool, _Waiting(request, late, charged_at_s=None))
                     continue
                 limit_s = request.terms.deadline_s if entry.expires_at_s <= now_s else request.terms.slo.ttft_s
@@ -205,7 +200,8 @@ class AdmissionDesk:
             step = _MARGIN_STEP * (-_BROKEN_SHARE if in_time else 1.0 - _BROKEN_SHARE)
             most = self._rules.margin + _MOST_EXTRA_MARGIN
             margin = min(most, max(self._rules.margin, pool.rules.margin + step))
-            pool.rules = replace(pool.rules, margin=margin)
+            if margin != pool.rules.margin:
+                pool.rules = replace(pool.rules, margin=margin)
 
     # -- what is there
 
@@ -271,25 +267,17 @@ class AdmissionDesk:
     # -- steps
 
     def _standing(self, request: Request, *, is_due: bool, now_s: float) -> Standing:
-        terms = request.terms
-        return Standing(
-            ttft_s=terms.slo.ttft_s,
-            tpot_s=terms.slo.tpot_s,
-            value=terms.value,
-            expires_at_s=now_s + terms.deadline_s,
-            best_effort_ok=terms.best_effort_ok,
-            is_implicit=request.terms_implicit,
-            share=self._shares.share(terms.tenant, now_s),
-            is_due=is_due,
-        )
+        terms, slo = request.terms, request.terms.slo
+        share, expires_at_s = self._shares.share(terms.tenant, now_s), now_s + terms.deadline_s
+        best_effort_ok, is_implicit = terms.best_effort_ok, request.terms_implicit
+        return Standing(slo.ttft_s, slo.tpot_s, terms.value, expires_at_s, best_effort_ok, is_implicit, share, is_due)
 
     def _pool_work(self, pool: _Pool, state: PoolState) -> PoolWork:
         is_alone = state.has_room and not pool.queue.num_promised and not len(pool.places)
-        return PoolWork(
-            state.free_in_s + pool.others_waiting_s / len(state.free_in_s),
-            pool.places.aside(),
-            None if is_alone else state.decode_room(),
-        )
+        free_in_s = state.free_in_s
+        if pool.others_waiting_s:
+            free_in_s = free_in_s + pool.others_waiting_s / len(free_in_s)
+        return PoolWork(free_in_s, pool.places.aside(), None if is_alone else state.decode_room())
 
     def _refuse(
         self,
@@ -307,11 +295,11 @@ class AdmissionDesk:
             return _refused(request, decision)
         if due_in_s is not None and due_in_s > 0.0:  # too early: its place stays
             detail = f"{decision.detail}; a place is kept for it from {due_in_s:.1f} s on"
-            return _refused(request, replace(decision, detail=detail, retry_after_s=due_in_s))
+            return _refused(request, structs.replace(decision, detail=detail, retry_after_s=due_in_s))
         pool.places.take(tenant, request.digest)
         not_before_s = decision.ask_again_in_s
         if math.isinf(not_before_s):
-            return _refused(request, replace(decision, retry_after_s=self._pause_s))
+            return _refused(request, structs.replace(decision, retry_after_s=self._pause_s))
         if decision.cause is Cause.OVER_SHARE:
             not_before_s = max(not_before_s, self._shares.back_in_s(tenant, now_s))
         allowed_s = decision.basis.allowed_ttft_s if decision.basis else request.terms.slo.ttft_s
@@ -326,7 +314,8 @@ class AdmissionDesk:
             fraction=self._shares.fraction(tenant, now_s),
             not_before_s=not_before_s,
         )
-        work = replace(work, aside=pool.places.aside(), decode=room)  # without the place that was just given back
+        # Without the place that was just given back.
+        work = structs.replace(work, aside=pool.places.aside(), decode=room)
         offer = pool.places.offer(ask, lambda new: pool.queue.probe(new, work, now_s), work.speed, now_s)
         return _refused(request, decision.with_offer(offer))
 

@@ -1,25 +1,25 @@
 """From a request to a choice: who may serve it, whose promises that would break, which way is cheapest. Pure."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Literal
 
 import numpy as np
+from msgspec import Struct
 
 from kvstore.types import WorkerId
-from router.cost import Costs, exchange_rate, has_room, keeps_promises
+from router.cost import FEW, Costs, both, count_of, exchange_rate
 from router.fleet_table import NO_ROWS, FleetTable, Rows
 from router.interfaces import Pick, RoutingPolicy
-from router.types import Choice, Considered, Overlap, Request
-from router.view import View
+from router.types import Choice, Considered, Forecast, Overlap, Request
+from router.view import Amounts, View
 from workers.ranks import engine_of
 
 HandOff = Literal["cost", "always", "never"]
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(Struct, frozen=True):
     """The best way now, or what stands against every way."""
 
     choice: Choice | None
@@ -61,20 +61,18 @@ class Chooser:
         num_eligible = len(view.decode_rows)
         num_tpot, num_kv = 0, 0
         if keep_promises and num_eligible:
-            kept = keeps_promises(costs, request.terms.slo.tpot_s, with_margin=with_margin)
-            room = has_room(costs, request.num_prompt_tokens + expected_output_tokens)
-            possible = kept & room
-            if np.count_nonzero(possible) < num_eligible:
-                num_tpot = num_eligible - int(np.count_nonzero(kept))
-                num_kv = num_eligible - int(np.count_nonzero(room))
-                view = view.with_decode_rows(view.decode_rows[possible])
-                costs = Costs(view, expected_output_tokens / 2, rate)
+            kept = costs.keeps_promises(request.terms.slo.tpot_s, with_margin=with_margin)
+            room = costs.has_room(request.num_prompt_tokens + expected_output_tokens)
+            num_tpot, num_kv = num_eligible - count_of(kept), num_eligible - count_of(room)
+            if num_tpot or num_kv:
+                costs = costs.within(both(kept, room))
+                view = costs.view
         pick = self._policy.pick(view, costs)
         if pick is None:
             return Chosen(None, -1, eligible, num_tpot, num_kv, tuple)
         prefill_row = view.decode_rows[pick.decode] if pick.prefill is None else view.prefill_rows[pick.prefill]
         choice = self._choice(view, costs, pick)
-        rivals = partial(_considered, view, costs, pick)
+        rivals = partial(_considered, view, costs, pick, choice.forecast)
         return Chosen(choice, int(prefill_row), eligible, num_tpot, num_kv, rivals)
 
     def _view(self, request: Request, overlap: Overlap, excluded: Collection[WorkerId], now_s: float) -> View:
@@ -103,31 +101,40 @@ class Chooser:
             decode=decode,
             prefill=prefill,
             forecast=costs.forecast(pick.prefill, pick.decode),
-            shared_tokens=costs.view.decode.device_tokens.item(pick.decode),
+            shared_tokens=costs.shared_tokens(pick.decode),
             num_candidates=len(view.decode_rows) + len(view.prefill_rows),
             num_near_equal=pick.num_near_equal,
         )
 
 
-def _considered(view: View, costs: Costs, pick: Pick) -> tuple[Considered, ...]:
-    """The picked way first, then the cheapest others: local ways, and either half of a hand-off exchanged."""
-    ways: dict[tuple[int | None, int], None] = {(pick.prefill, pick.decode): None}
-    if view.may_prefill_locally:
-        ways |= dict.fromkeys((None, d) for d in _cheapest(costs.local_s))
-    if len(view.prefill_rows):
-        prefill, decode = _cheapest(costs.prefill.ready_s), _cheapest(costs.handed_s)
-        ways |= dict.fromkeys((p, decode[0]) for p in prefill)
-        ways |= dict.fromkeys((prefill[0], d) for d in decode)
+def _considered(view: View, costs: Costs, pick: Pick, chosen: Forecast) -> tuple[Considered, ...]:
+    """The picked way first, then the cheapest others: local ways, and either half of a hand-off exchanged.
+
+    A policy that does not go by cost has no cheapest others.
+    """
+    ways: dict[tuple[int | None, int], None] = {}
+    if costs.are_compared:
+        if view.may_prefill_locally:
+            ways |= dict.fromkeys((None, d) for d in _cheapest(costs.local_s))
+        if len(view.prefill_rows):
+            prefill, decode = _cheapest(costs.prefill.ready_s), _cheapest(costs.handed_s)
+            ways |= dict.fromkeys((p, decode[0]) for p in prefill)
+            ways |= dict.fromkeys((prefill[0], d) for d in decode)
+        ways.pop((pick.prefill, pick.decode), None)
     id_at, prefill_row, decode_row = view.table.id_at, view.prefill_rows.item, view.decode_rows.item
+    forecasts = [(pick.prefill, pick.decode, chosen), *[(p, d, costs.forecast(p, d)) for p, d in ways]]
     return tuple(
-        Considered(None if p is None else id_at(prefill_row(p)), id_at(decode_row(d)), costs.forecast(p, d))
-        for p, d in ways
+        [
+            Considered(None if p is None else id_at(prefill_row(p)), id_at(decode_row(d)), forecast)
+            for p, d, forecast in forecasts
+        ]
     )
 
 
-def _cheapest(costs_s: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[int]:
+def _cheapest(costs_s: Amounts) -> list[int]:
     """Positions of the two lowest, the lowest first."""
-    if len(costs_s) == 1:
-        return [0]
-    first, second = costs_s.argpartition(1)[:2].tolist()
-    return [first, second] if costs_s.item(first) <= costs_s.item(second) else [second, first]
+    if len(costs_s) <= FEW:
+        return sorted(range(len(costs_s)), key=costs_s.__getitem__)[:2]
+    first, others_s = int(costs_s.argmin()), costs_s.copy()
+    others_s[first] = inf
+    return [first, int(others_s.argmin())]

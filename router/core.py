@@ -12,7 +12,10 @@ Invariants
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from kvstore.types import RequestId, WorkerId
 from router import eligibility
@@ -41,15 +44,15 @@ from router.fleet_table import FleetTable
 from router.interfaces import RoutingPolicy
 from router.latency import LatencyPrior
 from router.learning import Learning, attempt_sample
-from router.ledger import Ledger
+from router.ledger import Ledger, Reservation
 from router.live_request import ForecastErrors, LiveRequest, OutputLengths
+from router.looks import LOOK_AGAIN_S, NO_NEWS, Look, Looks, News
 from router.nobody_serves import nobody_serves
 from router.pool_state import look_at_pool
 from router.prefill_work import PrefillWork
-from router.types import UNPROMISED, Candidate, Forecast, Overlap, ReplicaReport, Request, RoutingDecision
+from router.types import UNPROMISED, Candidate, Forecast, ReplicaReport, RoutingDecision
 from workers.types import WorkerState
 
-_LOOK_AGAIN_S = 0.05  # forecasts are corrected by time as well as by events
 _MOST_LOOKED_AT = 16  # waiting requests, in one pump
 
 
@@ -75,47 +78,36 @@ class RouterCore:
         self._table = FleetTable(prior.params())
         self._chooser = Chooser(self._table, policy, settings.hand_off)
         self._learning = Learning(self._table, prior)
+        self._looks = Looks(self._table, settings.dispatch_ahead_s)
         self._ledger = Ledger(self._table)
         self._active: dict[RequestId, LiveRequest] = {}
         self._outputs = OutputLengths()
         self._errors = ForecastErrors()
+        self._handlers: dict[type[Any], Callable[[Any, float], list[Command]]] = {
+            RequestArrived: self._handle_arrived,
+            PrefillDone: partial(self._handle_prefill_over, local=False),
+            FirstToken: partial(self._handle_prefill_over, local=True),
+            RequestDone: self._handle_done,
+            RequestFailed: self._handle_failed,
+            RequestCancelled: self._handle_cancelled,
+            WorkerChanged: self._handle_worker_changed,
+            WorkerGone: self._handle_worker_gone,
+            SlotsChanged: self._handle_slots_changed,
+            ReplicasReported: self._handle_replicas_reported,
+            Woken: lambda _, now_s: self._pump(now_s, NO_NEWS),
+        }
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
         """Take in one event; return what is to be done about it. Never raises for load."""
-        match event:
-            case RequestArrived(request, overlap):
-                return self._handle_arrived(request, overlap, now_s)
-            case PrefillDone(request_id, attempt):
-                return self._handle_prefill_over(request_id, attempt, now_s, local=False)
-            case FirstToken(request_id, attempt):
-                return self._handle_prefill_over(request_id, attempt, now_s, local=True)
-            case RequestDone():
-                return self._handle_done(event, now_s)
-            case RequestFailed():
-                return self._handle_failed(event, now_s)
-            case RequestCancelled(request_id):
-                return self._handle_cancelled(request_id, now_s)
-            case WorkerChanged(state):
-                return self._handle_worker_changed(state, now_s)
-            case WorkerGone(worker_id):
-                self._table.remove(worker_id)
-                self._learning.on_worker_gone(worker_id)
-                return self._abort_users_of(worker_id) + self._pump(now_s)
-            case SlotsChanged(worker_id, slots):
-                self._table.set_slots(worker_id, slots)
-                return []
-            case ReplicasReported(reports, num_replicas):
-                self._table.set_remote(reports, num_replicas, now_s)
-                self._desk.set_remote(reports, now_s)
-                return self._pump(now_s)
-            case Woken():
-                return self._pump(now_s)
+        if now_s >= self._learning.write_at_s:
+            self._learning.write()
+        return self._handlers[type(event)](event, now_s)
 
     def next_wakeup_s(self, now_s: float) -> float | None:
         """When to send `Woken` if nothing else happens first; None: nobody waits."""
         if not self._desk.num_waiting:
             return None
-        return max(now_s, min(self._desk.next_expiry_s(), now_s + _LOOK_AGAIN_S))
+        return max(now_s, min(self._desk.next_expiry_s(), now_s + LOOK_AGAIN_S))
 
     def routable_models(self) -> tuple[str, ...]:
         """Models for which a chat or completion request would be served now."""
@@ -151,11 +143,13 @@ class RouterCore:
         assert live == self._ledger.attempts(), "invariant 2: a request without a reservation, or the reverse"
         waiting = {request_id for request_id, active in self._active.items() if active.is_waiting}
         assert waiting == self._desk.waiting(), "invariant 1: a request lost by the queue, or kept by it"
+        assert waiting.issuperset(self._looks), "a look at a request that does not wait"
         self._desk.validate()
 
-    def _handle_arrived(self, request: Request, overlap: Overlap, now_s: float) -> list[Command]:
+    def _handle_arrived(self, event: RequestArrived, now_s: float) -> list[Command]:
+        request = event.request
         assert request.id not in self._active, "invariant 1: arrived twice"
-        active = self._active[request.id] = LiveRequest(request, overlap, now_s)
+        active = self._active[request.id] = LiveRequest(request, event.overlap, now_s)
         if request.terms == UNPROMISED:
             return self._dispatch_or_give_up(active, now_s)
         active.is_due = self._desk.is_due(request, now_s)
@@ -171,13 +165,15 @@ class RouterCore:
         if verdict.at_once and is_open and chosen.choice is not None:
             return [self._dispatch_waiting(active, chosen, now_s)]
         self._desk.wait(request.id)
-        commands = self._pump_model(request.model, now_s)
+        self._looks.stir(request.model)
+        commands = self._pump_model(request.model, now_s, NO_NEWS)
         if active.is_waiting:
             commands.append(Hold(request.id, verdict.promised, verdict.why))
         return commands
 
-    def _handle_prefill_over(self, request_id: RequestId, attempt: int, now_s: float, *, local: bool) -> list[Command]:
+    def _handle_prefill_over(self, event: PrefillDone | FirstToken, now_s: float, *, local: bool) -> list[Command]:
         """`local`: seen by the first token, which also ends the transfer of a prompt computed elsewhere."""
+        request_id, attempt = event.request_id, event.attempt
         held = self._ledger.get(request_id)
         if held is None or held.attempt != attempt:
             return []
@@ -192,7 +188,7 @@ class RouterCore:
         if active.sample is not None and (active.request.streamed or not local):
             self._learning.on_prefill_over(held.prefill_on, active.sample, now_s, local=local)
         active.prefilled_at_s = None if local else now_s
-        return self._pump(now_s)
+        return self._pump(now_s, News(self._row_of(held.prefill_on)))
 
     def _learn_from_first_token(self, active: LiveRequest, now_s: float) -> None:
         if active.first_token_due_at_s is None:
@@ -204,43 +200,67 @@ class RouterCore:
             self._desk.began(model, in_time=now_s - active.arrived_at_s <= active.request.terms.slo.ttft_s)
 
     def _handle_done(self, event: RequestDone, now_s: float) -> list[Command]:
-        if self._ledger.release(event.request_id, now_s, event.attempt) is None:
+        released = self._ledger.release(event.request_id, now_s, event.attempt)
+        if released is None:
             return []
         active = self._active.pop(event.request_id)
         if event.usage is not None:
             self._outputs.observe(active.request.model, event.usage.output_tokens)
-        return self._pump(now_s)
+        return self._pump(now_s, self._news_of(released))
 
     def _handle_failed(self, event: RequestFailed, now_s: float) -> list[Command]:
-        if self._ledger.release(event.request_id, now_s, event.attempt) is None:
+        released = self._ledger.release(event.request_id, now_s, event.attempt)
+        if released is None:
             return []
+        news = self._news_of(released)
         active = self._active[event.request_id]
         active.excluded.add(event.worker_id)
         if event.retriable:
             # Admitted once: it does not queue again behind those that came after it.
-            return self._dispatch_or_give_up(active, now_s) + self._pump(now_s)
+            return self._dispatch_or_give_up(active, now_s) + self._pump(now_s, news)
         del self._active[event.request_id]
-        return self._pump(now_s)
+        return self._pump(now_s, news)
 
-    def _handle_cancelled(self, request_id: RequestId, now_s: float) -> list[Command]:
+    def _handle_cancelled(self, event: RequestCancelled, now_s: float) -> list[Command]:
+        request_id = event.request_id
         active = self._active.pop(request_id, None)
         if active is None:
             return []
         if active.is_waiting:
             self._desk.cancelled(request_id, now_s)
-        else:
-            self._ledger.release(request_id, now_s)
-        return self._pump(now_s)
+            self._looks.forget(request_id)
+            return self._pump(now_s, NO_NEWS)
+        released = self._ledger.release(request_id, now_s)
+        return self._pump(now_s, self._news_of(released))
 
-    def _handle_worker_changed(self, state: WorkerState, now_s: float) -> list[Command]:
+    def _handle_worker_gone(self, event: WorkerGone, now_s: float) -> list[Command]:
+        self._table.remove(event.worker_id)
+        self._learning.on_worker_gone(event.worker_id)
+        self._looks.clear()
+        return self._abort_users_of(event.worker_id) + self._pump(now_s, NO_NEWS)
+
+    def _handle_slots_changed(self, event: SlotsChanged, now_s: float) -> list[Command]:
+        self._table.set_slots(event.worker_id, event.slots)
+        return []
+
+    def _handle_replicas_reported(self, event: ReplicasReported, now_s: float) -> list[Command]:
+        self._table.set_remote(event.reports, event.num_replicas, now_s)
+        self._desk.set_remote(event.reports, now_s)
+        self._looks.clear()
+        return self._pump(now_s, NO_NEWS)
+
+    def _handle_worker_changed(self, event: WorkerChanged, now_s: float) -> list[Command]:
+        state = event.state
         known = self._table.state(state.spec.id)
         self._table.upsert(state)
         self._learning.on_worker(known, state, now_s)
         commands: list[Command] = []
         if known is not None and known.spec.epoch != state.spec.epoch:
             commands += self._abort_users_of(state.spec.id)
+        if known is None or known.phase is not state.phase or known.spec != state.spec:
+            self._looks.clear()
         if known is None or known.phase is not state.phase:
-            commands += self._pump(now_s)
+            commands += self._pump(now_s, NO_NEWS)
         return commands
 
     def _abort_users_of(self, worker_id: WorkerId) -> list[Command]:
@@ -252,38 +272,62 @@ class RouterCore:
                 commands.append(Abort(request_id, attempt, worker_id))
         return commands
 
-    def _pump(self, now_s: float) -> list[Command]:
+    def _row_of(self, worker_id: WorkerId) -> int:
+        row = self._table.row_of(worker_id)
+        return -1 if row is None else row
+
+    def _news_of(self, released: Reservation | None) -> News:
+        """Its sequence has ended, and its prompt if it was not computed yet."""
+        if released is None:
+            return NO_NEWS
+        return News(self._row_of(released.prefill_on) if released.is_prefilling else -1, is_room_freed=True)
+
+    def _pump(self, now_s: float, news: News) -> list[Command]:
         """Dispatch what waits and can go now; turn away what has waited too long."""
         if not self._desk.num_waiting:
             return []
         commands: list[Command] = [self._refuse(refused) for refused in self._desk.expired(now_s)]
         for model in self._desk.models():
-            commands += self._pump_model(model, now_s)
+            commands += self._pump_model(model, now_s, news)
         return commands
 
-    def _pump_model(self, model: str, now_s: float) -> list[Command]:
+    def _pump_model(self, model: str, now_s: float, news: News) -> list[Command]:
         """In serving order, each to its cheapest worker; a request whose worker is busy holds that worker's place."""
+        if self._looks.is_resting(model, now_s, news) or not self._has_open_worker(model, now_s):
+            return []
         commands: list[Command] = []
-        held: list[tuple[int, float]] = []
+        looks: list[Look] = []
         for request_id in self._desk.order(model, now_s, _MOST_LOOKED_AT):
-            if not self._has_open_worker(model, now_s):
-                break
-            active = self._active[request_id]
-            chosen = self._choose(active, now_s, keep_promises=True)
-            if chosen.num_eligible == 0:
-                self._desk.cancelled(request_id, now_s)
-                commands.append(self._give_up(active))
-            elif chosen.choice is None:
-                continue  # no worker may take one more sequence; others may ask for less
-            elif self._is_ahead(chosen):
-                work_s = chosen.choice.forecast.work_s
-                self._table.hold(chosen.prefill_row, work_s, now_s)
-                held.append((chosen.prefill_row, work_s))
-            else:
-                commands.append(self._dispatch_waiting(active, chosen, now_s))
-        for row, work_s in held:
-            self._table.hold(row, -work_s, now_s)
+            look = self._looks.last(request_id, now_s, news)
+            if look is None:
+                if not self._has_open_worker(model, now_s):
+                    break
+                active = self._active[request_id]
+                chosen = self._choose(active, now_s, keep_promises=True)
+                if chosen.num_eligible == 0:
+                    self._desk.cancelled(request_id, now_s)
+                    self._looks.forget(request_id)
+                    commands.append(self._give_up(active))
+                    continue
+                if chosen.choice is not None and not self._is_ahead(chosen):
+                    commands.append(self._dispatch_waiting(active, chosen, now_s))
+                    continue
+                look = self._look(request_id, chosen, now_s)
+            looks.append(look)
+            if look.row >= 0:
+                self._table.hold(look.row, look.work_s, now_s)
+        else:
+            if not commands:
+                self._looks.rest(model, looks)
+        for look in looks:
+            if look.row >= 0:
+                self._table.hold(look.row, -look.work_s, now_s)
         return commands
+
+    def _look(self, request_id: RequestId, chosen: Chosen, now_s: float) -> Look:
+        """Remember why it cannot go now. Without room for it others may still find some: they may ask for less."""
+        work_s = chosen.choice.forecast.work_s if chosen.choice is not None else 0.0
+        return self._looks.saw(request_id, chosen.prefill_row, work_s, now_s)
 
     def _has_open_worker(self, model: str, now_s: float) -> bool:
         rows = self._table.rows_of_model(model)
@@ -292,11 +336,13 @@ class RouterCore:
     def _dispatch_waiting(self, active: LiveRequest, chosen: Chosen, now_s: float) -> Dispatch:
         active.is_promised = self._desk.is_promised(active.request.id)
         self._desk.dispatched(active.request.id)
+        self._looks.forget(active.request.id)
         active.is_waiting = False
         return self._dispatch(active, chosen, now_s)
 
     def _refuse(self, refused: Refused) -> Reject:
         del self._active[refused.request_id]
+        self._looks.forget(refused.request_id)
         return Reject(refused.request_id, refused.reason, refused.detail, refused.retry_after_s)
 
     def _choose(self, active: LiveRequest, now_s: float, *, keep_promises: bool) -> Chosen:

@@ -21,14 +21,39 @@ both p and d, so the cheapest pair is the cheapest p with the cheapest d, and al
 """
 
 import math
+from collections.abc import Callable, Sequence
+from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from router.decode_room import DecodeRoom
-from router.fleet_table import Column
+from router.fleet_table import (
+    BUSY,
+    C0,
+    C1,
+    C2,
+    D0,
+    D1,
+    D2,
+    KV,
+    KV_TOTAL,
+    MIN_TPOT,
+    PROMPT_PER_STEP,
+    REMOTE_BUSY,
+    SEQS,
+    STALL,
+    STEP_MARGIN,
+    T0,
+    T1,
+    TOKENS_PER_STEP,
+    UNSHARED,
+    Column,
+)
 from router.lazy import lazy
 from router.types import Forecast, Slo
-from router.view import Side, View
+from router.view import Amount, Amounts, Held, Side, View
 
 # Device <- host and device <- disk, seconds a token: a 70B model's 320 KiB a token over 20 and 3 GB/s. Priors.
 HOST_FETCH_S_PER_TOKEN = 1.6e-5
@@ -37,76 +62,84 @@ DISK_FETCH_S_PER_TOKEN = 1.1e-4
 _RATE, _LEAST_RATE = 0.1, 0.03
 _MOST_SEQS = 1024.0  # that an engine is taken to run at a time
 _LEAST_ADDED_S = 1e-7
+# Up to so many rows of a side are weighed one by one: numpy takes half a microsecond for a term, however few they are.
+FEW = 6
 
 
-class PrefillCosts:
-    """Seconds of computing the prompt on each row of a side."""
+class Given(NamedTuple):
+    """What a decision's terms have in common."""
 
-    def __init__(self, side: Side, num_prompt_tokens: int) -> None:
-        self.side = side
-        self.num_prompt_tokens = num_prompt_tokens
-
-    @property
-    def overlap_tokens(self) -> Column:
-        """Tokens that need not be computed."""
-        return self.side.reachable_tokens[1]
-
-    @lazy
-    def fetch_s(self) -> Column:
-        """Bringing blocks of lower tiers to the device."""
-        device, (host, disk) = self.side.device_tokens, self.side.reachable_tokens
-        if disk is device:
-            return np.zeros(len(device))
-        fetched: Column = (host - device) * HOST_FETCH_S_PER_TOKEN + (disk - host) * DISK_FETCH_S_PER_TOKEN
-        return fetched
-
-    @lazy
-    def prefill_s(self) -> Column:
-        """Computing what no cache holds."""
-        new = self.num_prompt_tokens - self.overlap_tokens
-        params = self.side.params
-        return params[:, 0] + new * (params[:, 1] / 1e3 + params[:, 2] * (self.num_prompt_tokens / 1e6))
-
-    @lazy
-    def ready_s(self) -> Column:
-        """Until the prompt is computed: queue, fetch, prefill."""
-        return self.side.backlog_s + self.fetch_s + self.prefill_s
+    prompt_tokens: int
+    now_s: float
+    num_others: int  # router replicas beside this one
+    shared_steps: float  # that the request will run beside the others
+    harm_rate: float  # TTFT seconds for a second of harm
 
 
-class DecodeCosts:
-    """Seconds of decoding on each row of a side."""
+class PrefillTerms(NamedTuple):
+    """Of computing the prompt, in seconds."""
 
-    def __init__(self, side: Side, num_prompt_tokens: int) -> None:
-        self.side = side
-        self.num_prompt_tokens = num_prompt_tokens
+    backlog_s: Amount  # prompts before it
+    fetch_s: Amount  # bringing blocks of lower tiers to the device
+    prefill_s: Amount  # computing what no cache holds
+    ready_s: Amount  # until the prompt is computed: all of these
+    new_tokens: Amount  # that no cache holds
 
-    @lazy
-    def added_s(self) -> Column:
-        """What the request makes a decode step longer."""
-        params = self.side.params
-        return params[:, 4] + params[:, 5] * (self.num_prompt_tokens / 1e3)
 
-    @lazy
-    def step_s(self) -> Column:
-        """One decode step with the request in the batch."""
-        side, params = self.side, self.side.params
-        return params[:, 3] + params[:, 4] * side.seqs + params[:, 5] * (side.kv_tokens / 1e3) + self.added_s
+class DecodeTerms(NamedTuple):
+    """Of decoding, and of what a prompt that is computed there does to the others."""
 
-    @lazy
-    def idle_tpot_s(self) -> Column:
-        """The gap between two tokens of a sequence alone on each row: no promise below it can be kept there."""
-        return (self.side.params[:, 3] + self.added_s) / self.side.tokens_per_step
+    added_s: Amount  # what the request makes a decode step longer
+    step_s: Amount  # one decode step with the request in the batch
+    tpot_s: Amount  # the gap between two tokens: a step with the prompts in it, divided by what it yields
+    slow_down_s: Amount  # what the others wait, in sum, because the batch is larger and its steps are longer
+    stall_s: Amount  # what they wait, in sum, while it computes the prompt itself
 
-    @lazy
-    def tpot_s(self) -> Column:
-        """The gap between two tokens of a sequence: a step with the prompts in it, divided by what it yields."""
-        return (self.step_s + self.side.stall_s_per_step) / self.side.tokens_per_step
 
-    @lazy
-    def transfer_s(self) -> Column:
-        """Blocks that come from a prefill worker; the ones at hand stay."""
-        missing = self.num_prompt_tokens - self.side.device_tokens
-        return self.side.params[:, 6] + self.side.params[:, 7] * (missing / 1e3)
+def prefill_terms(c: Amounts, held: Held, given: Given, maximum: Callable[[Amount, float], Amount]) -> PrefillTerms:
+    """`c`: one row of `FleetTable.seen`, or columns of several. `maximum`: of such an amount and a number."""
+    device, host, disk = held
+    backlog_s = maximum(c[BUSY] - given.now_s, 0.0)
+    if given.num_others:
+        others_s = maximum(c[REMOTE_BUSY] - given.now_s, 0.0)
+        backlog_s = backlog_s + others_s + c[UNSHARED] * given.num_others
+    new_tokens = given.prompt_tokens - disk
+    prefill_s = c[C0] + new_tokens * (c[C1] / 1e3 + c[C2] * (given.prompt_tokens / 1e6))
+    if disk is device:
+        return PrefillTerms(backlog_s, 0.0, prefill_s, backlog_s + prefill_s, new_tokens)
+    fetch_s = (host - device) * HOST_FETCH_S_PER_TOKEN + (disk - host) * DISK_FETCH_S_PER_TOKEN
+    return PrefillTerms(backlog_s, fetch_s, prefill_s, backlog_s + fetch_s + prefill_s, new_tokens)
+
+
+def decode_terms(c: Amounts, new_tokens: Amount, given: Given) -> DecodeTerms:
+    """`new_tokens`: of the prompt, that would have to be computed there."""
+    seqs, stall_s_per_1k = c[SEQS], c[STALL]
+    added_s = c[D1] + c[D2] * (given.prompt_tokens / 1e3)
+    step_s = c[D0] + c[D1] * seqs + c[D2] * (c[KV] / 1e3) + added_s
+    return DecodeTerms(
+        added_s,
+        step_s,
+        (step_s + stall_s_per_1k * (c[PROMPT_PER_STEP] / 1e3)) / c[TOKENS_PER_STEP],
+        added_s * seqs * (given.shared_steps * given.harm_rate),
+        seqs * stall_s_per_1k * (new_tokens * (given.harm_rate / 1e3)),
+    )
+
+
+def keeps_tpots(c: Amounts, tpots_s: Amount, tpot_s: float, *, with_margin: bool) -> Amount:
+    """See `keeps_promises`."""
+    if with_margin:
+        tpots_s = tpots_s * c[STEP_MARGIN]
+    return (tpots_s <= c[MIN_TPOT]) & (tpots_s <= tpot_s)
+
+
+def fits(c: Amounts, held: Held, kv_tokens: int) -> Amount:
+    """See `has_room`."""
+    return (c[KV] + kv_tokens - held[0] <= c[KV_TOTAL]) | (c[SEQS] == 0.0)
+
+
+def transfer_s(c: Amounts, held: Held, given: Given) -> Amount:
+    """Blocks that come from a prefill worker; the ones at hand stay."""
+    return c[T0] + c[T1] * ((given.prompt_tokens - held[0]) / 1e3)
 
 
 def exchange_rate(slo: Slo, output_tokens: float) -> float:
@@ -121,69 +154,206 @@ def exchange_rate(slo: Slo, output_tokens: float) -> float:
     return min(1.0, max(_LEAST_RATE, slo.ttft_s / (slo.tpot_s * max(1.0, output_tokens))))
 
 
-def least(costs_s: Column) -> float:
-    """The lowest of at least one. A quarter of `min()`'s time on columns as short as these."""
-    return costs_s.item(costs_s.argmin())
+def least(costs_s: Amounts) -> float:
+    """The lowest of at least one."""
+    # Of an array `min()` takes four times as long where it is as short as these.
+    lowest: float = costs_s.item(costs_s.argmin()) if isinstance(costs_s, np.ndarray) else min(costs_s)
+    return lowest
 
 
 class Costs:
-    """All terms of one decision, computed when asked for.
+    """All terms of one decision, computed when asked for: of all rows for a policy that compares, else of one row.
 
-    The request will run beside the others for `shared_steps`. `harm_rate`: TTFT seconds for a second of harm.
+    Columns are arrays, or tuples where there are few rows; `column` makes an array of either.
     """
 
     def __init__(self, view: View, shared_steps: float, harm_rate: float = 1.0) -> None:
-        n = view.request.num_prompt_tokens
         self.view = view
-        self.shared_steps = shared_steps
-        self.harm_rate = harm_rate
-        self.prefill = PrefillCosts(view.prefill, n)
-        self.local_prefill = PrefillCosts(view.decode, n)
-        self.decode = DecodeCosts(view.decode, n)
+        self.given = Given(
+            view.request.num_prompt_tokens, view.now_s, view.table.num_replicas - 1, shared_steps, harm_rate
+        )
+
+    @property
+    def are_compared(self) -> bool:
+        """Somebody has asked what the ways cost."""
+        return "local_s" in self.__dict__ or "handed_s" in self.__dict__
 
     @lazy
-    def stall_s(self) -> Column:
-        """What the sequences on each decode row wait, in sum, while it computes the prompt itself."""
+    def prefill(self) -> PrefillTerms:
+        """Of each prefill row."""
+        return _prefill_of(self.view.prefill, self.given)
+
+    @lazy
+    def local_prefill(self) -> PrefillTerms:
+        """Of each decode row that computes the prompt itself."""
+        return _prefill_of(self.view.decode, self.given)
+
+    @lazy
+    def decode(self) -> DecodeTerms:
+        """Of each decode row."""
+        side, new_tokens = self.view.decode, self.local_prefill.new_tokens
+        if len(side) > FEW:
+            return decode_terms(side.seen, new_tokens, self.given)
+        rows = zip(side.by_row, new_tokens, strict=True)
+        return DecodeTerms(*zip(*[decode_terms(c, new, self.given) for (c, _), new in rows], strict=True))
+
+    @lazy
+    def idle_tpot_s(self) -> Amounts:
+        """The gap between two tokens of a sequence alone on each row: no promise below it can be kept there."""
+        added_s = self.decode.added_s
+        if isinstance(added_s, np.ndarray):
+            seen = self.view.decode.seen
+            return (seen[D0] + added_s) / seen[TOKENS_PER_STEP]
+        rows = zip(self.view.decode.by_row, added_s, strict=True)
+        return [(c[D0] + added) / c[TOKENS_PER_STEP] for (c, _), added in rows]
+
+    @lazy
+    def transfer_s(self) -> Amounts:
+        """Of the blocks that each decode row has not."""
         side = self.view.decode
-        new_tokens = self.local_prefill.num_prompt_tokens - self.local_prefill.overlap_tokens
-        return side.seqs * side.stall_s_per_1k_tokens * (new_tokens * (self.harm_rate / 1e3))
+        if self._in_columns:
+            return transfer_s(side.seen, side.held, self.given)
+        return [transfer_s(c, held, self.given) for c, held in side.by_row]
 
     @lazy
-    def slow_down_s(self) -> Column:
-        """What the sequences on each decode row wait, in sum, because the batch is larger and its steps are longer."""
-        return self.decode.added_s * self.view.decode.seqs * (self.shared_steps * self.harm_rate)
-
-    @lazy
-    def local_s(self) -> Column:
+    def local_s(self) -> Amounts:
         """Cost of each decode row doing its own prefill: TTFT and harm."""
-        return self.local_prefill.ready_s + self.decode.step_s + self.stall_s + self.slow_down_s
+        ready_s, (_, step_s, _, slow_down_s, stall_s) = self.local_prefill.ready_s, self.decode
+        if self._in_columns:
+            return ready_s + step_s + stall_s + slow_down_s
+        return [a + b + c + d for a, b, c, d in zip(ready_s, step_s, stall_s, slow_down_s, strict=True)]
 
     @lazy
-    def handed_s(self) -> Column:
+    def handed_s(self) -> Amounts:
         """The decode rows' share of the cost of a hand-off; the prefill rows' share is `prefill.ready_s`."""
-        return self.decode.transfer_s + self.decode.step_s + self.slow_down_s
+        moved_s, (_, step_s, _, slow_down_s, _) = self.transfer_s, self.decode
+        if self._in_columns:
+            return moved_s + step_s + slow_down_s
+        return [a + b + c for a, b, c in zip(moved_s, step_s, slow_down_s, strict=True)]
+
+    def keeps_promises(self, tpot_s: float, *, with_margin: bool) -> Amounts:
+        """See the function."""
+        side, tpots_s = self.view.decode, self.decode.tpot_s
+        if self._in_columns:
+            return keeps_tpots(side.seen, tpots_s, tpot_s, with_margin=with_margin)
+        rows = zip(side.by_row, tpots_s, strict=True)
+        return [keeps_tpots(c, gap_s, tpot_s, with_margin=with_margin) for (c, _), gap_s in rows]
+
+    def has_room(self, kv_tokens: int) -> Amounts:
+        """See the function."""
+        side = self.view.decode
+        if self._in_columns:
+            return fits(side.seen, side.held, kv_tokens)
+        return [fits(c, held, kv_tokens) for c, held in side.by_row]
+
+    def within(self, possible: Sequence[bool]) -> "Costs":
+        """The same of some of the decode rows. What is known already is not computed again."""
+        chosen = np.asarray(possible, dtype=np.bool_)
+        view = self.view.with_decode_rows(self.view.decode_rows[chosen])
+        costs, side = Costs(view, self.given.shared_steps, self.given.harm_rate), self.view.decode
+        view.decode.seen = side.seen[:, chosen]
+        if self._in_columns:
+            view.decode.held = tuple(_among(amount, chosen) for amount in side.held)
+        else:
+            view.decode.by_row = list(compress(side.by_row, possible))
+        costs.local_prefill = PrefillTerms(*(_among(term, chosen) for term in self.local_prefill))
+        costs.decode = DecodeTerms(*(_among(term, chosen) for term in self.decode))
+        return costs
 
     def forecast(self, prefill: int | None, decode: int) -> Forecast:
         """The terms of one way, by positions in the view's sides (not rows)."""
-        costs, at = (self.local_prefill, decode) if prefill is None else (self.prefill, prefill)
-        step_s, harm_s = self.decode.step_s.item(decode), self.slow_down_s.item(decode)
+        if "decode" in self.__dict__:
+            return self._forecast_of_columns(prefill, decode)
+        side, given = self.view.decode, self.given
+        c, held = side.seen_at(decode), side.held_at(decode)
+        of_prompt = prefill_terms(c, held, given, max)
+        terms = decode_terms(c, of_prompt.new_tokens, given)
+        harm_s, moved_s, overlap_tokens = terms.slow_down_s, 0.0, held[2]
         if prefill is None:
-            harm_s += self.stall_s.item(decode)
+            harm_s += terms.stall_s
+        else:
+            moved_s = transfer_s(c, held, given)
+            c, held = self.view.prefill.seen_at(prefill), self.view.prefill.held_at(prefill)
+            of_prompt, overlap_tokens = prefill_terms(c, held, given, max), held[2]
+        backlog_s, fetch_s, prefill_s, _, _ = of_prompt
+        return Forecast(backlog_s, fetch_s, prefill_s, moved_s, terms.step_s, harm_s, terms.tpot_s, overlap_tokens)
+
+    def shared_tokens(self, decode: int) -> float:
+        """Of the prompt, that a decode row has on its device."""
+        side = self.view.decode
+        shared: float = _item(side.held[0], decode) if "held" in side.__dict__ else side.held_at(decode)[0]
+        return shared
+
+    @property
+    def _in_columns(self) -> bool:
+        return isinstance(self.decode.step_s, np.ndarray)
+
+    def _forecast_of_columns(self, prefill: int | None, decode: int) -> Forecast:
+        terms = self.decode
+        harm_s = _item(terms.slow_down_s, decode)
+        if prefill is None:
+            at, of_prompt, moved_s = decode, self.local_prefill, 0.0
+            harm_s += _item(terms.stall_s, decode)
+        else:
+            at, of_prompt, moved_s = prefill, self.prefill, _item(self.transfer_s, decode)
         return Forecast(
-            costs.side.backlog_s.item(at),
-            costs.fetch_s.item(at),
-            costs.prefill_s.item(at),
-            0.0 if prefill is None else self.decode.transfer_s.item(decode),
-            step_s,
+            _item(of_prompt.backlog_s, at),
+            _item(of_prompt.fetch_s, at),
+            _item(of_prompt.prefill_s, at),
+            moved_s,
+            _item(terms.step_s, decode),
             harm_s,
-            self.decode.tpot_s.item(decode),
-            costs.overlap_tokens.item(at),
+            _item(terms.tpot_s, decode),
+            float(self.given.prompt_tokens - _item(of_prompt.new_tokens, at)),
         )
 
 
-def keeps_promises(
-    costs: Costs, tpot_s: float, *, with_margin: bool = True
-) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def count_of(flags: Amounts) -> int:
+    """How many of them are true."""
+    if isinstance(flags, np.ndarray):
+        return int(np.count_nonzero(flags))
+    number: int = flags.count(True)
+    return number
+
+
+def both(flags: Amounts, others: Amounts) -> Sequence[bool]:
+    """Where both are true."""
+    return flags & others if isinstance(flags, np.ndarray) else [a and b for a, b in zip(flags, others, strict=True)]
+
+
+def near(costs_s: Amounts, limit_s: float) -> Sequence[int]:
+    """Positions of costs up to a limit."""
+    if isinstance(costs_s, np.ndarray):
+        positions: list[int] = (costs_s <= limit_s).nonzero()[0].tolist()
+        return positions
+    return [at for at, cost_s in enumerate(costs_s) if cost_s <= limit_s]
+
+
+def column(amounts: Amounts) -> Column:
+    """An array of the terms of each row."""
+    return np.asarray(amounts, dtype=np.float64)
+
+
+def _prefill_of(side: Side, given: Given) -> PrefillTerms:
+    if len(side) > FEW:
+        return prefill_terms(side.seen, side.held, given, np.maximum)
+    return PrefillTerms(*zip(*[prefill_terms(c, held, given, max) for c, held in side.by_row], strict=True))
+
+
+def _item(amounts: Amounts, at: int) -> float:
+    if isinstance(amounts, float):
+        return amounts
+    item: float = amounts.item(at) if isinstance(amounts, np.ndarray) else amounts[at]
+    return item
+
+
+def _among(amounts: Amounts, chosen: NDArray[np.bool_]) -> Amounts:
+    if isinstance(amounts, np.ndarray):
+        return amounts[chosen]
+    return amounts if isinstance(amounts, float) else tuple(compress(amounts, chosen))
+
+
+def keeps_promises(costs: Costs, tpot_s: float, *, with_margin: bool = True) -> NDArray[np.bool_]:
     """Decode rows where one more sequence breaks nobody's TPOT: neither those promised there, nor `tpot_s`, its own.
 
     Stock engines step every running sequence in every iteration, so without speculation the rule is step(B + 1) <= the
@@ -191,22 +361,15 @@ def keeps_promises(
     sequence and the rule is E >= step / target: AdaServe's budget test (arXiv 2501.12162, Algorithm 1) where, as in
     stock engines, every sequence gets the same draft.
     """
-    side, tpots_s = costs.view.decode, costs.decode.tpot_s
-    if with_margin:
-        tpots_s = tpots_s * side.step_margin
-    kept: np.ndarray[tuple[int], np.dtype[np.bool_]] = tpots_s <= np.minimum(side.min_tpot_s, tpot_s)
-    return kept
+    return np.asarray(costs.keeps_promises(tpot_s, with_margin=with_margin), dtype=np.bool_)
 
 
-def has_room(costs: Costs, kv_tokens: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def has_room(costs: Costs, kv_tokens: int) -> NDArray[np.bool_]:
     """Decode rows whose KV cache takes `kv_tokens` more; an idle one always does: the engine has the last word.
 
     Blocks that a row holds already are shared and not needed again.
     """
-    side = costs.view.decode
-    needed = side.kv_tokens + kv_tokens - side.device_tokens
-    fits: np.ndarray[tuple[int], np.dtype[np.bool_]] = (needed <= side.kv_total_tokens) | (side.seqs == 0)
-    return fits
+    return np.asarray(costs.has_room(kv_tokens), dtype=np.bool_)
 
 
 def decode_room(
@@ -228,11 +391,11 @@ def decode_room(
 
     A row that is too slow now and whose own promises are looser counts for nothing: others may keep it so.
     """
-    side, tpots_s = costs.view.decode, costs.decode.tpot_s
+    side, tpots_s = costs.view.decode, column(costs.decode.tpot_s)
     target_s = np.minimum(side.min_tpot_s, tpot_s)
     if with_margin:
         target_s = target_s / side.step_margin
-    added_s = np.maximum(costs.decode.added_s / side.tokens_per_step, _LEAST_ADDED_S)
+    added_s = np.maximum(column(costs.decode.added_s) / side.tokens_per_step, _LEAST_ADDED_S)
     by_tpot = 1.0 + (target_s - tpots_s) / added_s
     needed = np.maximum(kv_tokens - side.device_tokens, 1.0)
     by_kv = (side.kv_total_tokens - side.kv_tokens) / needed

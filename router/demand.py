@@ -16,11 +16,11 @@ Invariant
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from router.decode_room import DecodeRoom
 from router.fleet_table import Column
@@ -28,8 +28,7 @@ from router.fleet_table import Column
 Seconds = Column
 
 
-@dataclass(frozen=True, slots=True)
-class Aside:
+class Aside(Struct, frozen=True):
     """Work, and room in decode batches, set aside for clients that were told to come back.
 
     It may take no more than `share` of the time that a newcomer has: if none of them comes, the pool does not stand
@@ -41,8 +40,7 @@ class Aside:
     share: float
 
 
-@dataclass(frozen=True, slots=True)
-class PoolWork:
+class PoolWork(Struct, frozen=True):
     """The workers behind a queue. `free_in_s`: for each, finite seconds until it has done what was sent to it."""
 
     free_in_s: Seconds

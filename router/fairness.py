@@ -87,7 +87,9 @@ class TenantShares:
     def asked(self, tenant: str, weight: float, work_s: float, now_s: float) -> None:
         """A request has arrived, whatever will become of it. Not for one that comes back as it was told."""
         growth = self._growth(now_s)  # first: it may rebase all accounts
-        account = self._accounts.setdefault(tenant, _Account())
+        account = self._accounts.get(tenant)
+        if account is None:
+            account = self._accounts[tenant] = _Account()
         self._accounts.move_to_end(tenant)
         account.weight = weight
         account.asked += work_s * growth

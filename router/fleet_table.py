@@ -26,7 +26,12 @@ Column = NDArray[np.float64]
 
 NO_ROWS: Rows = np.empty(0, dtype=np.intp)
 TIERS = 3
-_PARAMS = len(LatencyParams._fields)
+# Places in `FleetTable.seen`, the columns that decisions read. C0 to T1 are those of LatencyParams, in its order.
+BUSY, REMOTE_BUSY, UNSHARED, BLOCK_TOKENS = range(4)
+C0, C1, C2, D0, D1, D2, T0, T1 = range(4, 12)
+SEQS, KV, KV_TOTAL, MIN_TPOT, STEP_MARGIN, STALL, PROMPT_PER_STEP, TOKENS_PER_STEP = range(12, 20)
+_NUM_SEEN = 20
+_OWN_MIN_TPOT, _REMOTE_MIN_TPOT, _NUM_COLUMNS = 23, 30, 31
 
 
 @dataclass(slots=True)
@@ -40,10 +45,38 @@ class _Row:
 
 
 class FleetTable:
-    """Owner of the columns. Written by the core and its ledger only."""
+    """Owner of the columns. Written by the core and its ledger only.
+
+    All columns are lines of one matrix, so that a decision fetches its rows of all that it reads in one call.
+    """
+
+    seen: Column  # (_NUM_SEEN, rows): what decisions read
+    busy_until_s: Column  # when the prompts that this router promised will be computed
+    remote_until_s: Column  # the same of the other replicas
+    unshared_s: Column  # work promised since the last exchange
+    engine_block_tokens: Column
+    params: Column  # (rows, 8): LatencyParams
+    seqs: Column
+    kv_tokens: Column
+    kv_total_tokens: Column  # inf: not known
+    min_tpot_s: Column  # the tightest promise, of all replicas; inf: none
+    step_margin: Column
+    stall_s_per_1k_tokens: Column
+    prompt_tokens_per_step: Column
+    tokens_per_step: Column
+    own_prefill_tokens: Column
+    own_seqs: Column
+    own_kv_tokens: Column
+    own_min_tpot_s: Column
+    reported_seqs: Column
+    running_seqs: Column
+    waiting_seqs: Column
+    reported_kv_tokens: Column
+    remote_seqs: Column
+    remote_kv_tokens: Column
+    remote_min_tpot_s: Column
 
     def __init__(self, default_params: LatencyParams) -> None:
-        self._default_params = default_params
         self.slots: NDArray[np.intp] = np.empty((TIERS, 0), dtype=np.intp)  # of the prefix index; -1: none
         self.num_slots = 0  # above every slot there has been
         self._rows: list[_Row | None] = []
@@ -53,6 +86,14 @@ class FleetTable:
         self.num_replicas = 1
         self.is_blind = False  # there are other replicas, and what they promise is not known
         self.has_lower_tiers = False  # some worker keeps blocks in host memory or on disk
+        self._new_row = np.zeros(_NUM_COLUMNS)  # nothing promised, nothing reported, the prior's coefficients
+        self._new_row[C0 : T1 + 1] = default_params
+        self._new_row[STALL] = default_params.c1
+        for place in (BLOCK_TOKENS, STEP_MARGIN, TOKENS_PER_STEP):
+            self._new_row[place] = 1.0
+        for place in (KV_TOTAL, MIN_TPOT, _OWN_MIN_TPOT, _REMOTE_MIN_TPOT):
+            self._new_row[place] = np.inf
+        self._columns: Column = np.empty((_NUM_COLUMNS, 0))
         self._allocate(16)
 
     # -- workers
@@ -140,7 +181,8 @@ class FleetTable:
             row = self._free.pop()
             self._rows[row] = _Row(worker_id, None)
             self._row_of[worker_id] = row
-            self._reset(row)
+            self._columns[:, row] = self._new_row
+            self.slots[:, row] = -1
         return row
 
     def row_of(self, worker_id: WorkerId) -> int | None:
@@ -162,10 +204,14 @@ class FleetTable:
         self.step_margin[row] = step_margin
         self.stall_s_per_1k_tokens[row] = stall_s_per_1k_tokens
 
-    def set_common_latency(
-        self, rows: Rows, place: slice, params: LatencyParams, stall_s_per_1k_tokens: float | None
+    def set_step_margin(self, worker_id: WorkerId, step_margin: float) -> None:
+        """The safety factor of its step predictions."""
+        self.step_margin[self.row(worker_id)] = step_margin
+
+    def set_some_latency(
+        self, rows: Rows | int, place: slice, params: LatencyParams, stall_s_per_1k_tokens: float | None
     ) -> None:
-        """Some coefficients of workers that have none of their own; `place`: which. None: the stall stays."""
+        """Some coefficients of one worker, or of those that have none of their own; `place`: which. None: it stays."""
         values: tuple[float, ...] = params
         self.params[rows, place] = values[place]
         if stall_s_per_1k_tokens is not None:
@@ -186,7 +232,7 @@ class FleetTable:
     ) -> None:
         """A prompt will be computed there. `is_observed`: an event will tell when."""
         row = self.row(worker_id)
-        ends_at_s = max(float(self.busy_until_s[row]), now_s) + work.work_s
+        ends_at_s = max(self.busy_until_s.item(row), now_s) + work.work_s
         self._at(row).pending[request_id] = PendingPrefill(work, ends_at_s, is_observed)
         self.own_prefill_tokens[row] += work.tokens
         self.busy_until_s[row] = ends_at_s
@@ -197,15 +243,16 @@ class FleetTable:
         row = self.row(worker_id)
         pending = self._at(row).pending
         over = pending.pop(request_id)
-        self.own_prefill_tokens[row] -= over.work.tokens
-        assert self.own_prefill_tokens[row] >= 0, "invariant 2"
-        rest_s = sum(
-            item.work.work_s if item.is_observed else min(item.work.work_s, max(0.0, item.ends_at_s - now_s))
-            for item in pending.values()
-        )
+        tokens = self.own_prefill_tokens.item(row) - over.work.tokens
+        assert tokens >= 0, "invariant 2"
+        self.own_prefill_tokens[row] = tokens
+        rest_s = 0.0
+        for item in pending.values():
+            work_s = item.work.work_s
+            rest_s += work_s if item.is_observed else min(work_s, max(0.0, item.ends_at_s - now_s))
         until_s = now_s + rest_s
         if not done:
-            until_s = min(float(self.busy_until_s[row]) - over.work.work_s, until_s)
+            until_s = min(self.busy_until_s.item(row) - over.work.work_s, until_s)
         self.busy_until_s[row] = until_s if pending else min(until_s, now_s)
         self._drop_if_unused(row)
 
@@ -215,23 +262,26 @@ class FleetTable:
         Engines compute several prompts at once and tell only when one is over: of them all the same part is left.
         """
         row = self.row(worker_id)
-        items = self._at(row).pending.values()
-        if self.remote_seqs[row] > 0 or not all(item.is_observed for item in items):
+        if self.remote_seqs.item(row) > 0:
             return None
-        work_s = sum(item.work.work_s for item in items)
+        pending = self._at(row).pending
+        tokens, quad, work_s = 0, 0.0, 0.0
+        for item in pending.values():
+            if not item.is_observed:
+                return None
+            tokens, quad, work_s = tokens + item.work.tokens, quad + item.work.quad, work_s + item.work.work_s
         part = min(1.0, max(0.0, self.busy_until_s.item(row) - now_s) / work_s) if work_s else 0.0
-        tokens, quad = sum(item.work.tokens for item in items), sum(item.work.quad for item in items)
-        return part * len(items), part * tokens, part * quad
+        return part * len(pending), part * tokens, part * quad
 
     def hold(self, row: int, work_s: float, now_s: float) -> None:
         """Count work that waits in this router for the worker of a row; take it back with a negative `work_s`."""
-        self.busy_until_s[row] = max(float(self.busy_until_s[row]), now_s) + work_s
+        self.busy_until_s[row] = max(self.busy_until_s.item(row), now_s) + work_s
 
     def promise_seq(self, worker_id: WorkerId, kv_tokens: int, tpot_s: float) -> None:
         """A sequence will be decoded there; `tpot_s` is inf where nothing was promised."""
         row = self.row(worker_id)
-        self.own_seqs[row] += 1
-        self.own_kv_tokens[row] += kv_tokens
+        self.own_seqs[row] = self.own_seqs.item(row) + 1
+        self.own_kv_tokens[row] = self.own_kv_tokens.item(row) + kv_tokens
         self._refresh_load(row)
         self._at(row).tpots.add(tpot_s)
         self._refresh_tpot(row)
@@ -239,9 +289,9 @@ class FleetTable:
     def seq_over(self, worker_id: WorkerId, kv_tokens: int, tpot_s: float) -> None:
         """It has ended."""
         row = self.row(worker_id)
-        self.own_seqs[row] -= 1
-        self.own_kv_tokens[row] -= kv_tokens
-        assert self.own_seqs[row] >= 0 and self.own_kv_tokens[row] >= 0, "invariant 2"
+        self.own_seqs[row] = seqs = self.own_seqs.item(row) - 1
+        self.own_kv_tokens[row] = tokens = self.own_kv_tokens.item(row) - kv_tokens
+        assert seqs >= 0 and tokens >= 0, "invariant 2"
         self._refresh_load(row)
         self._at(row).tpots.remove(tpot_s)
         self._refresh_tpot(row)
@@ -296,6 +346,14 @@ class FleetTable:
         total: Column = own + others + self.unshared_s[rows] * (self.num_replicas - 1)
         return total
 
+    def backlog_at(self, row: int, now_s: float) -> float:
+        """The same of one row."""
+        own_s = max(self.busy_until_s.item(row) - now_s, 0.0)
+        if self.num_replicas == 1:
+            return own_s
+        others_s = max(self.remote_until_s.item(row) - now_s, 0.0)
+        return own_s + others_s + self.unshared_s.item(row) * (self.num_replicas - 1)
+
     def own_promises(self, worker_id: WorkerId) -> tuple[int, int]:
         """(prefill tokens, sequences) that this router has promised a worker."""
         row = self._row_of.get(worker_id)
@@ -325,17 +383,17 @@ class FleetTable:
         return known
 
     def _refresh_load(self, row: int) -> None:
-        self.seqs[row] = max(self.reported_seqs[row], self.own_seqs[row] + self.remote_seqs[row])
-        promised_tokens = self.own_kv_tokens[row] + self.remote_kv_tokens[row]
-        self.kv_tokens[row] = max(self.reported_kv_tokens[row], promised_tokens)
+        promised, tokens = self.own_seqs.item(row), self.own_kv_tokens.item(row)
+        self.seqs[row] = max(self.reported_seqs.item(row), promised + self.remote_seqs.item(row))
+        self.kv_tokens[row] = max(self.reported_kv_tokens.item(row), tokens + self.remote_kv_tokens.item(row))
 
     def _refresh_tpot(self, row: int) -> None:
-        self.own_min_tpot_s[row] = self._at(row).tpots.min_s
-        self.min_tpot_s[row] = min(self.own_min_tpot_s[row], self.remote_min_tpot_s[row])
+        self.own_min_tpot_s[row] = own_s = self._at(row).tpots.min_s
+        self.min_tpot_s[row] = min(own_s, self.remote_min_tpot_s.item(row))
 
     def _drop_if_unused(self, row: int) -> None:
         known = self._at(row)
-        if known.state is None and not known.pending and self.own_seqs[row] == 0:
+        if known.state is None and not known.pending and self.own_seqs.item(row) == 0:
             del self._row_of[known.worker_id]
             self._rows[row] = None
             self._free.append(row)
@@ -343,56 +401,20 @@ class FleetTable:
     def _allocate(self, size: int) -> None:
         """Make room for `size` rows."""
         old = len(self._rows)
-
-        def grown(name: str, fill: float, *shape: int) -> Column:
-            column = np.full((size, *shape), fill)
-            if old:
-                column[:old] = getattr(self, name)
-            return column
-
-        self.reported_seqs = grown("reported_seqs", 0.0)
-        self.running_seqs = grown("running_seqs", 0.0)
-        self.waiting_seqs = grown("waiting_seqs", 0.0)
-        self.reported_kv_tokens = grown("reported_kv_tokens", 0.0)
-        self.kv_total_tokens = grown("kv_total_tokens", np.inf)
-        self.own_prefill_tokens = grown("own_prefill_tokens", 0.0)
-        self.own_seqs = grown("own_seqs", 0.0)
-        self.own_kv_tokens = grown("own_kv_tokens", 0.0)
-        self.own_min_tpot_s = grown("own_min_tpot_s", np.inf)
-        self.busy_until_s = grown("busy_until_s", 0.0)
-        self.unshared_s = grown("unshared_s", 0.0)
-        self.remote_until_s = grown("remote_until_s", 0.0)
-        self.remote_seqs = grown("remote_seqs", 0.0)
-        self.remote_kv_tokens = grown("remote_kv_tokens", 0.0)
-        self.remote_min_tpot_s = grown("remote_min_tpot_s", np.inf)
-        self.min_tpot_s = grown("min_tpot_s", np.inf)
-        self.seqs = grown("seqs", 0.0)
-        self.kv_tokens = grown("kv_tokens", 0.0)
-        self.params = grown("params", 0.0, _PARAMS)
-        self.step_margin = grown("step_margin", 1.0)
-        self.stall_s_per_1k_tokens = grown("stall_s_per_1k_tokens", 0.0)
-        self.tokens_per_step = grown("tokens_per_step", 1.0)
-        self.prompt_tokens_per_step = grown("prompt_tokens_per_step", 0.0)
-        self.engine_block_tokens = grown("engine_block_tokens", 1.0)
+        columns = np.repeat(self._new_row[:, np.newaxis], size, axis=1)
+        columns[:, :old] = self._columns
+        self._columns, self.seen = columns, columns[:_NUM_SEEN]
+        self.params = columns[C0 : T1 + 1].T
+        self.busy_until_s, self.remote_until_s, self.unshared_s, self.engine_block_tokens = columns[:C0]
+        (
+            self.seqs, self.kv_tokens, self.kv_total_tokens, self.min_tpot_s,
+            self.step_margin, self.stall_s_per_1k_tokens, self.prompt_tokens_per_step, self.tokens_per_step,
+            self.own_prefill_tokens, self.own_seqs, self.own_kv_tokens, self.own_min_tpot_s,
+            self.reported_seqs, self.running_seqs, self.waiting_seqs, self.reported_kv_tokens,
+            self.remote_seqs, self.remote_kv_tokens, self.remote_min_tpot_s,
+        ) = columns[SEQS:]  # fmt: skip
         known_slots = self.slots
         self.slots = np.full((TIERS, size), -1, dtype=np.intp)
         self.slots[:, :old] = known_slots
         self._rows += [None] * (size - old)
         self._free += range(size - 1, old - 1, -1)
-
-    def _reset(self, row: int) -> None:
-        """A new worker's row: nothing promised, nothing reported, the prior's coefficients."""
-        for column in (
-            self.reported_seqs, self.running_seqs, self.waiting_seqs, self.reported_kv_tokens, self.own_prefill_tokens,
-            self.own_seqs, self.own_kv_tokens, self.busy_until_s, self.unshared_s, self.remote_until_s,
-            self.remote_seqs, self.remote_kv_tokens, self.prompt_tokens_per_step, self.seqs, self.kv_tokens,
-        ):  # fmt: skip
-            column[row] = 0.0
-        for column in (self.own_min_tpot_s, self.remote_min_tpot_s, self.min_tpot_s):
-            column[row] = np.inf
-        self.kv_total_tokens[row] = np.inf
-        self.params[row] = self._default_params
-        self.step_margin[row] = 1.0
-        self.tokens_per_step[row] = 1.0
-        self.stall_s_per_1k_tokens[row] = self._default_params.c1
-        self.slots[:, row] = -1

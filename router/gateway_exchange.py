@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from msgspec import structs
 from msgspec.structs import replace
 
 from router._generated.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
@@ -167,7 +168,7 @@ class Exchange:
         if self._allowed is not None:
             fleet, endpoints = self._picking.service.fleet(), self._picking.endpoints
             only = frozenset(w.spec.id for w in fleet if endpoints.of(w.spec.address) in self._allowed)
-        return replace(intake, request=replace(intake.request, can_hand_off=False, only=only))
+        return replace(intake, request=structs.replace(intake.request, can_hand_off=False, only=only))
 
     def _tell(
         self,

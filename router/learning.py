@@ -5,10 +5,12 @@ Invariants
  2. Nothing is learned from an attempt that failed, or across an engine's restart.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
+from msgspec import Struct
 
 from kvstore.types import WorkerId
 from router.fleet_table import FleetTable, Rows
@@ -17,11 +19,11 @@ from router.prefill_work import PrefillWork
 from router.tpot import tokens_per_step
 from workers.types import WorkerState
 
+_WRITE_EVERY_S = 0.05  # a worker's coefficients, to the table
 _SMOOTHING = 0.3  # of what changes with the load, once a report
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptSample:
+class AttemptSample(Struct, frozen=True):
     """What was known of an attempt when it was dispatched; completed by the events that follow."""
 
     dispatched_at_s: float
@@ -51,6 +53,9 @@ class Kind(Enum):
     TRANSFER = slice(6, 8)
 
 
+_KINDS = tuple(Kind)
+
+
 @dataclass(slots=True)
 class _Pupil:
     """One worker's model, and what it has been taught."""
@@ -59,6 +64,8 @@ class _Pupil:
     latency: WorkerLatency
     taught: set[Kind] = field(default_factory=set)
     prompt_tokens_per_step: float = 0.0  # smoothed
+    written_at_s: float = -math.inf
+    unwritten: set[Kind] = field(default_factory=set)  # of what it has learned something since
 
 
 class Learning:
@@ -70,6 +77,8 @@ class Learning:
         self._pupils: dict[WorkerId, _Pupil] = {}
         self._common: dict[tuple[str, Kind], WorkerId] = {}  # who was last taught something of its kind
         self._untaught: dict[tuple[str, Kind], Rows] = {}  # rows of those who never were, until the fleet changes
+        self._unwritten: dict[WorkerId, _Pupil] = {}
+        self.write_at_s = math.inf  # when `write` is due
 
     def on_worker(self, before: WorkerState | None, state: WorkerState, now_s: float) -> None:
         """A worker joined or reported: its own counters tell the length of its decode steps."""
@@ -94,11 +103,12 @@ class Learning:
         learned = pupil.latency.observe_step(
             sample.mean_itl_s, sample.running_seqs, sample.kv_tokens, sample.steps, now_s, sample.prompt_tokens
         )
-        self._teach(worker_id, pupil, Kind.STEP, learned)
+        self._teach(worker_id, pupil, Kind.STEP, learned, now_s)
 
     def on_worker_gone(self, worker_id: WorkerId) -> None:
         """Its next life may be on other hardware."""
         self._pupils.pop(worker_id, None)
+        self._unwritten.pop(worker_id, None)
         self._untaught.clear()
 
     def on_prefill_over(self, worker_id: WorkerId, sample: AttemptSample, now_s: float, *, local: bool) -> None:
@@ -116,7 +126,7 @@ class Learning:
             learned = pupil.latency.observe_prefill(
                 duration_s, sample.prompts, sample.new_tokens, sample.quad, now_s, unsure_s=unsure_s
             )
-            self._teach(worker_id, pupil, Kind.PREFILL, learned)
+            self._teach(worker_id, pupil, Kind.PREFILL, learned, now_s)
 
     def on_transferred(self, worker_id: WorkerId, sample: AttemptSample, prefilled_at_s: float, now_s: float) -> None:
         """The decode worker has answered: blocks have come and one step is done."""
@@ -124,10 +134,30 @@ class Learning:
         if pupil is not None and sample.transfer_tokens:
             duration_s = max(0.0, now_s - prefilled_at_s - sample.step_s)
             learned = pupil.latency.observe_transfer(duration_s, sample.transfer_tokens, now_s)
-            self._teach(worker_id, pupil, Kind.TRANSFER, learned)
+            self._teach(worker_id, pupil, Kind.TRANSFER, learned, now_s)
 
-    def _teach(self, worker_id: WorkerId, pupil: _Pupil, kind: Kind, learned: bool) -> None:
-        if learned:
+    def write(self) -> None:
+        """Bring the table up to date."""
+        self.write_at_s = math.inf
+        unwritten, self._unwritten = self._unwritten, {}
+        for worker_id, pupil in unwritten.items():
+            self._write_lessons(worker_id, pupil)
+
+    def _teach(self, worker_id: WorkerId, pupil: _Pupil, kind: Kind, learned: bool, now_s: float) -> None:
+        """The table follows at once, or `_WRITE_EVERY_S` later where it was written just now."""
+        if not learned:
+            return
+        pupil.unwritten.add(kind)
+        if now_s >= pupil.written_at_s + _WRITE_EVERY_S:
+            pupil.written_at_s = now_s
+            self._write_lessons(worker_id, pupil)
+        elif worker_id not in self._unwritten:
+            self._unwritten[worker_id] = pupil
+            self.write_at_s = min(self.write_at_s, pupil.written_at_s + _WRITE_EVERY_S)
+
+    def _write_lessons(self, worker_id: WorkerId, pupil: _Pupil) -> None:
+        params = pupil.latency.params()
+        for kind in (kind for kind in _KINDS if kind in pupil.unwritten):
             key = pupil.model_name, kind
             self._common[key] = worker_id
             if kind not in pupil.taught:
@@ -136,10 +166,14 @@ class Learning:
             rows = self._untaught.get(key)
             if rows is None:
                 rows = self._untaught[key] = self._rows_without(kind, pupil.model_name)
+            stall_s = None
+            if kind is Kind.STEP:
+                stall_s = pupil.latency.stall_s_per_1k_tokens()
+                self._table.set_step_margin(worker_id, pupil.latency.step_margin())
+            self._table.set_some_latency(self._table.row(worker_id), kind.value, params, stall_s)
             if len(rows):
-                stall_s = pupil.latency.stall_s_per_1k_tokens() if kind is Kind.STEP else None
-                self._table.set_common_latency(rows, kind.value, pupil.latency.params(), stall_s)
-        self._write(worker_id, pupil)
+                self._table.set_some_latency(rows, kind.value, params, stall_s)
+        pupil.unwritten.clear()
 
     def _rows_without(self, kind: Kind, model_name: str) -> Rows:
         """Of workers that have no samples of this kind."""
@@ -150,7 +184,7 @@ class Learning:
         own = pupil.latency
         params = list(own.params())
         stall_s = own.stall_s_per_1k_tokens()
-        for kind in Kind:
+        for kind in _KINDS if len(pupil.taught) < len(_KINDS) else ():
             if kind in pupil.taught:
                 continue
             teacher = self._pupils.get(self._common.get((pupil.model_name, kind), worker_id))

@@ -7,7 +7,8 @@ Invariants
 """
 
 from collections import Counter
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from kvstore.types import RequestId, WorkerId
 from router.fleet_table import FleetTable
@@ -15,8 +16,7 @@ from router.prefill_work import PrefillWork
 from router.types import RoutingDecision
 
 
-@dataclass(slots=True)
-class Reservation:
+class Reservation(Struct):
     """One attempt's promises."""
 
     attempt: int

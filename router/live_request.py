@@ -2,7 +2,8 @@
 
 from bisect import bisect_left, insort
 from collections import deque
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from kvstore.types import WorkerId
 from router.learning import AttemptSample
@@ -13,8 +14,7 @@ _SMOOTHING = 0.02
 _ERROR_WINDOW = 128  # forecasts
 
 
-@dataclass(slots=True)
-class LiveRequest:
+class LiveRequest(Struct):
     """A request between its arrival and its end."""
 
     request: Request
@@ -25,7 +25,7 @@ class LiveRequest:
     is_promised: bool = False
     is_due: bool = False  # its client was told to come back, and came in time
     aborted: bool = False  # the live attempt has been told to stop
-    excluded: set[WorkerId] = field(default_factory=set)
+    excluded: set[WorkerId] = set()
     sample: AttemptSample | None = None
     prefilled_at_s: float | None = None  # by another worker than the one that decodes
     first_token_due_at_s: float | None = None  # by the forecast of the live attempt; None once it has come

@@ -9,10 +9,9 @@ since the last exchange. Of two random ones among these the cheaper is taken (po
 from math import inf
 from random import Random
 
-from router.cost import Costs, least
-from router.fleet_table import Column
+from router.cost import Costs, least, near
 from router.interfaces import Pick
-from router.view import View
+from router.view import Amounts, View
 
 _TOLERANCE = 0.03  # of the best cost; forecasts are not better than that
 _TOLERANCE_S = 0.001
@@ -26,11 +25,11 @@ class LeastCost:
 
     def pick(self, view: View, costs: Costs) -> Pick | None:
         """The cheapest way, or one of the near-equals; None: nobody can decode. Linear in the candidates."""
-        if not len(view.decode):
+        if not len(view.decode_rows):
             return None
         local_s = least(costs.local_s) if view.may_prefill_locally else inf
         ready_s, rest_s = inf, inf
-        if len(view.prefill):
+        if len(view.prefill_rows):
             ready_s, rest_s = least(costs.prefill.ready_s), least(costs.handed_s)
         band_s = self._band_s(view, costs, min(local_s, ready_s + rest_s))
         if local_s <= ready_s + rest_s:
@@ -44,14 +43,14 @@ class LeastCost:
         band_s = _TOLERANCE_S + _TOLERANCE * best_s
         others = view.table.num_replicas - 1
         if others:
-            side = costs.prefill if len(view.prefill) else costs.local_prefill
+            side = costs.prefill if len(view.prefill_rows) else costs.local_prefill
             band_s += least(side.prefill_s)
         return band_s
 
-    def _draw(self, costs_s: Column, limit_s: float) -> tuple[int, int]:
+    def _draw(self, costs_s: Amounts, limit_s: float) -> tuple[int, int]:
         """A position of a cost up to the limit, and how many there are."""
-        near = (costs_s <= limit_s).nonzero()[0]
-        if len(near) == 1:
-            return int(near[0]), 1
-        first, second = (int(near[int(self._rng.random() * len(near))]) for _ in range(2))
-        return (first if costs_s[first] <= costs_s[second] else second), len(near)
+        found = near(costs_s, limit_s)
+        if len(found) == 1:
+            return int(found[0]), 1
+        first, second = (int(found[int(self._rng.random() * len(found))]) for _ in range(2))
+        return (first if costs_s[first] <= costs_s[second] else second), len(found)

@@ -4,7 +4,7 @@ import numpy as np
 
 from router.admission_desk import PoolState
 from router.chooser import Chosen
-from router.cost import decode_room, least
+from router.cost import column, decode_room, least
 from router.fleet_table import FleetTable
 
 
@@ -14,13 +14,13 @@ def look_at_pool(
     """The pool, of which this router has a share where it does not know what other replicas promise."""
     costs = chosen.eligible
     view, request = costs.view, costs.view.request
-    free_in_s = (view.prefill if len(view.prefill_rows) else view.decode).backlog_s
+    free_in_s = column((costs.prefill if len(view.prefill_rows) else costs.local_prefill).backlog_s)
     if table.is_blind:
         free_in_s = np.sort(free_in_s)[:: table.num_replicas]
     return PoolState(
         free_in_s=free_in_s,
         is_open=is_open,
-        idle_tpot_s=least(costs.decode.idle_tpot_s),
+        idle_tpot_s=least(costs.idle_tpot_s),
         has_room=chosen.choice is not None,
         kv_is_short=chosen.num_kv_blocked > chosen.num_tpot_blocked,
         decode_room=lambda: decode_room(

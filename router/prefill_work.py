@@ -1,7 +1,8 @@
 """Prompts that workers are to compute. Pure."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 
 class PrefillWork(NamedTuple):
@@ -12,8 +13,7 @@ class PrefillWork(NamedTuple):
     work_s: float  # predicted
 
 
-@dataclass(slots=True)
-class PendingPrefill:
+class PendingPrefill(Struct):
     """A prompt that was sent to a worker and is not known to be computed."""
 
     work: PrefillWork

@@ -13,15 +13,15 @@ import heapq
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from kvstore.types import RequestId
 
 _MAX_IDLE = 10_000  # tenants that do not wait and have had more than those that do
 
 
-@dataclass(frozen=True, slots=True)
-class QueueEntry:
+class QueueEntry(Struct, frozen=True):
     """A waiting request. `weight` is its tenant's; a best-effort request has no deadline, only its hard limit."""
 
     request_id: RequestId

@@ -103,11 +103,11 @@ class Forms:
 
 
 def _parts(cls: Any) -> dict[str, bool] | None:
-    """Field names of a dataclass, struct or named tuple, in order, and whether each has a default; else None."""
-    if isinstance(cls, type) and issubclass(cls, msgspec.Struct):
-        return {f.name: not f.required for f in msgspec.structs.fields(cls)}
+    """Names of a dataclass's, struct's or named tuple's fields, and which have a default; None for other types."""
     if is_dataclass(cls):
         return {f.name: f.default is not MISSING or f.default_factory is not MISSING for f in fields(cls)}
+    if isinstance(cls, type) and issubclass(cls, msgspec.Struct):
+        return {f.name: not f.required for f in msgspec.structs.fields(cls)}
     defaults = getattr(cls, "_field_defaults", None)
     return None if defaults is None else {name: name in defaults for name in cls._fields}
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from kvstore.types import WorkerId
 from router.baselines.pools import least, least_among, matched
-from router.cost import Costs, PrefillCosts
+from router.cost import Costs, PrefillTerms, column
 from router.fleet_table import Column
 from router.interfaces import Pick
 from router.view import Side, View
@@ -36,19 +36,21 @@ class Mooncake:
         if not len(view.decode):
             return None
         if not len(view.prefill):
-            return Pick(None, least(self._ttft_s(costs.local_prefill), self._rng))
-        return Pick(least(self._ttft_s(costs.prefill), self._rng), least(costs.decode.step_s, self._rng))
+            return Pick(None, least(self._ttft_s(view.decode, costs.local_prefill), self._rng))
+        prefill = least(self._ttft_s(view.prefill, costs.prefill), self._rng)
+        return Pick(prefill, least(column(costs.decode.step_s), self._rng))
 
-    def _ttft_s(self, costs: PrefillCosts) -> Column:
+    def _ttft_s(self, side: Side, terms: PrefillTerms) -> Column:
+        ready_s = column(terms.ready_s)
         if math.isinf(self._threshold):
-            return costs.ready_s
-        own_tokens = costs.overlap_tokens
+            return ready_s
+        own_tokens = side.reachable_tokens[1]
         best_tokens = own_tokens.max()
         copies = best_tokens > self._threshold * own_tokens
-        params = costs.side.params
+        params = side.params
         transfer_s = params[:, 6] + params[:, 7] * ((best_tokens - own_tokens) / 1e3)
-        best_prefill_s = costs.prefill_s[int(np.argmax(own_tokens))]
-        return np.where(copies, transfer_s + costs.side.backlog_s + best_prefill_s, costs.ready_s)
+        best_prefill_s = terms.prefill_s[int(np.argmax(own_tokens))]
+        return np.where(copies, transfer_s + side.backlog_s + best_prefill_s, ready_s)
 
 
 class Preble:
@@ -82,17 +84,17 @@ class Preble:
         decode = least(view.decode.seqs, self._rng) if hands_off else position
         work_s = float(prefill.prefill_s[position])
         if not hands_off:
-            steps = 2.0 * costs.shared_steps  # as many as tokens are expected of it
+            steps = 2.0 * costs.given.shared_steps  # as many as tokens are expected of it
             work_s += steps * float(costs.decode.step_s[position]) / (float(side.seqs[position]) + 1.0)
         self._remember(view.now_s, side.ids[position], work_s)
         return Pick(position if hands_off else None, decode)
 
-    def _e2(self, view: View, side: Side, prefill: PrefillCosts) -> int:
+    def _e2(self, view: View, side: Side, prefill: PrefillTerms) -> int:
         load_s = np.array([self._load_s.get(worker_id, 0.0) for worker_id in side.ids])
         match = matched(view, side)
         if match.max() > 0.5:
             return least_among(load_s, match == match.max(), self._rng)
-        return least(load_s + prefill.prefill_s, self._rng)
+        return least(load_s + column(prefill.prefill_s), self._rng)
 
     def _remember(self, now_s: float, worker_id: WorkerId, work_s: float) -> None:
         self._sent.append((now_s, worker_id, work_s))

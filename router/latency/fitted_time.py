@@ -33,6 +33,7 @@ class FittedTime:
     @property
     def coefficients(self) -> tuple[float, ...]:
         """Seconds a unit of each feature."""
+        self._fit.solve()
         return self._fit.coefficients
 
     @property
@@ -53,21 +54,29 @@ class FittedTime:
 
     def predict_s(self, features: Sequence[float]) -> float:
         """Seconds of work with these features."""
+        self._fit.solve()
         return self._fit.predict_s(features)
 
-    def observe(self, features: Sequence[float], seconds: float, now_s: float, weight: float = 1.0) -> bool:
+    def observe(
+        self, features: Sequence[float], seconds: float, now_s: float, weight: float = 1.0, unsure_s: float = 0.0
+    ) -> bool:
         """Learn from a sample; False if it was not believed: cold, or no duration (NaN, negative, beyond a day).
 
         Features are the caller's own arithmetic, the first a count of at least 1. A wrong one raises AssertionError.
+        It took `seconds` give or take `unsure_s`: of that, the time nearest to the prediction is learned.
         """
-        assert features[0] >= 1.0 and all(0.0 <= feature <= FEATURE_MAX for feature in features), features
+        assert features[0] >= 1.0 and min(features) >= 0.0 and sum(features) <= FEATURE_MAX, features  # no NaN either
         assert 0.0 < weight <= 1.0, weight
+        self._fit.solve_if_it_matters()
+        predicted_s = self._fit.predict_s(features)
+        if unsure_s:
+            seconds = min(seconds + unsure_s, max(seconds - unsure_s, predicted_s))
         if not 0.0 <= seconds <= SECONDS_MAX:
             return False
         if self._cold_samples_left > 0 or now_s < self._warm_at_s:
             self._cold_samples_left -= 1
             return False
-        self._errors.record(self._fit.predict_s(features), seconds)
-        if self._fit.observe(features, seconds, weight):
+        self._errors.record(predicted_s, seconds)
+        if self._fit.add(features, seconds, weight):
             self._errors.clear()
         return True

@@ -21,6 +21,7 @@ Invariants
 
 import math
 from collections.abc import Sequence
+from operator import mul
 from statistics import median
 
 from router.latency.nonnegative import solve_nonnegative
@@ -32,6 +33,7 @@ SPREAD_FLOOR = 0.02  # no engine repeats itself better than that
 SPREAD_GAIN = 0.1  # the spread remembers about ten samples
 REGIME_RUN = 4  # chance once in 600 samples where a fifth of all is outlying to one side
 RELAXED_WEIGHT = 2.0
+_SMALL_PART = 0.1  # of the samples
 _LEVEL_DOUBT = 0.5  # samples' worth of belief that the prior's level is right
 _RATIO_MAX = 1e4  # nothing is ten thousand times slower than the prior, or faster
 
@@ -50,18 +52,26 @@ class RecursiveLeastSquares:
         self._spread = SPREAD_START
         self._run: list[float] = []  # log of (seconds / prediction) of the latest outlying samples of one side
         self._multipliers = [1.0] * len(prior)
-        self.coefficients = self._prior  # seconds a unit of each feature
+        self._unsolved_weight = 0.0
+        self.coefficients = self._prior  # seconds a unit of each feature, as of the last `solve`
 
     def predict_s(self, features: Sequence[float]) -> float:
-        """Seconds of work with these features."""
-        return sum(part * f for part, f in zip(self.coefficients, features, strict=True))
+        """Seconds of work with these features, as of the last `solve`."""
+        seconds: float = sum(map(mul, self.coefficients, features))
+        return seconds
 
     def observe(self, features: Sequence[float], seconds: float, weight: float = 1.0) -> bool:
-        """Take in a sample of weight 0 to 1; True: the worker has changed (invariant 4)."""
-        parts = [part * f for part, f in zip(self._prior, features, strict=True)]
+        """Take in a sample of weight 0 to 1, and solve; True: the worker has changed (invariant 4)."""
+        has_changed = self.add(features, seconds, weight)
+        self.solve()
+        return has_changed
+
+    def add(self, features: Sequence[float], seconds: float, weight: float = 1.0) -> bool:
+        """The same, solving only where the sample is outlying. Half of `observe`."""
+        parts = list(map(mul, self._prior, features))
         prior_s = sum(parts)
         shares = [part / prior_s for part in parts]
-        predicted = _bounded(sum(m * share for m, share in zip(self._multipliers, shares, strict=True)))
+        predicted = _bounded(sum(map(mul, self._multipliers, shares)))
         ratio = _bounded(seconds / prior_s)
         limit = OUTLYING * self._spread
         deviation = max(ratio, predicted) / min(ratio, predicted) - 1.0
@@ -70,11 +80,22 @@ class RecursiveLeastSquares:
         self._spread = max(SPREAD_FLOOR, self._spread)
         self._add(shares, min(ratio, predicted * (1.0 + limit)), weight)
         has_changed = len(self._run) >= REGIME_RUN
+        self._unsolved_weight += weight
         if has_changed:
             self.relax(RELAXED_WEIGHT, median(self._run[-3:]))  # one may have been chance
-        else:
+        elif self._run:
             self._solve()
         return has_changed
+
+    def solve(self) -> None:
+        """Take what was added into account."""
+        if self._unsolved_weight:
+            self._solve()
+
+    def solve_if_it_matters(self) -> None:
+        """The same if what was added is more than a small part of all."""
+        if self._unsolved_weight > _SMALL_PART * self._weight:
+            self._solve()
 
     def relax(self, weight: float, log_shift: float = 0.0) -> None:
         """Let all that was learned count as `weight` samples at most, moved by the factor exp(`log_shift`)."""
@@ -98,10 +119,9 @@ class RecursiveLeastSquares:
     def _add(self, shares: Sequence[float], ratio: float, weight: float) -> None:
         keep = self._keep**weight
         for i, share in enumerate(shares):
-            row = self._squares[i]
-            for j, other in enumerate(shares):
-                row[j] = keep * row[j] + weight * share * other
-            self._products[i] = keep * self._products[i] + weight * share * ratio
+            part = weight * share
+            self._squares[i] = [keep * old + part * other for old, other in zip(self._squares[i], shares, strict=True)]
+            self._products[i] = keep * self._products[i] + part * ratio
         self._log_ratios = keep * self._log_ratios + weight * math.log(ratio)
         self._weight = keep * self._weight + weight
 
@@ -111,7 +131,8 @@ class RecursiveLeastSquares:
         for i, row in enumerate(matrix):
             row[i] += RIDGE
         self._multipliers = solve_nonnegative(matrix, [entry + RIDGE * level for entry in self._products])
-        self.coefficients = tuple(m * part for m, part in zip(self._multipliers, self._prior, strict=True))
+        self.coefficients = tuple(map(mul, self._multipliers, self._prior))
+        self._unsolved_weight = 0.0
 
 
 def _bounded(ratio: float) -> float:

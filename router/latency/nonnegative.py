@@ -55,6 +55,8 @@ def _proper_subsets(size: int) -> Iterator[tuple[int, ...]]:
 def _solve(matrix: Matrix, vector: Sequence[float]) -> list[float]:
     """Gaussian elimination without pivoting, which a positive definite matrix does not need."""
     size = len(vector)
+    if size == 3:
+        return _solve_three(matrix, vector)
     rows = [[*row, right] for row, right in zip(matrix, vector, strict=True)]
     for i in range(size):
         pivot = rows[i]
@@ -71,3 +73,17 @@ def _solve(matrix: Matrix, vector: Sequence[float]) -> list[float]:
             rest -= row[k] * solution[k]
         solution[i] = rest / row[i]
     return solution
+
+
+def _solve_three(matrix: Matrix, vector: Sequence[float]) -> list[float]:
+    """The same, written out: it is done for every prompt, and takes a third of the time."""
+    (a, b, c), (d, e, f), (g, h, i) = matrix
+    u, v, w = vector
+    lower = d / a
+    e, f, v = e - lower * b, f - lower * c, v - lower * u
+    lower = g / a
+    h, i, w = h - lower * b, i - lower * c, w - lower * u
+    lower = h / e
+    z = (w - lower * v) / (i - lower * f)
+    y = (v - f * z) / e
+    return [(u - b * y - c * z) / a, y, z]

@@ -51,10 +51,7 @@ class WorkerLatency:
         times that it may have taken, the one nearest to the prediction is learned. True if it was learned from.
         """
         features = prompts, new_tokens_sum / 1e3, quad_sum
-        if unsure_s:
-            predicted_s = self._prefill.predict_s(features)
-            duration_s = min(duration_s + unsure_s, max(duration_s - unsure_s, predicted_s))
-        return self._prefill.observe(features, duration_s, now_s)
+        return self._prefill.observe(features, duration_s, now_s, unsure_s=unsure_s)
 
     def predict_step_s(self, running_seqs: float, kv_tokens: float) -> float:
         """Seconds of a decode step without prompts in it."""

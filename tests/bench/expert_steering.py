@@ -35,7 +35,7 @@ from controlplane.placement.loads import read_scenarios
 from controlplane.placement.objective import Prices, even_loads, rank_loads
 from controlplane.placement.planner import plan
 from controlplane.placement.types import Placement, Scenario, Topology
-from router.cost import Costs
+from router.cost import Costs, column
 from router.interfaces import Pick
 from router.policy import LeastCost
 from router.view import View
@@ -90,9 +90,9 @@ class Steered(LeastCost):
             for place, worker_id in enumerate(view.decode.ids):
                 there = self.stragglers.counted(self.simulation.workers[worker_id].engine.kinds())
                 change[place] = self.stragglers.over_even(there + one) - self.stragglers.over_even(there)
-            harmed = view.decode.seqs * costs.shared_steps * costs.harm_rate + 1.0
-            more_s = self._weight * MOE_SHARE * change * costs.decode.step_s * harmed
-            costs.local_s = costs.local_s + (more_s - more_s.min())  # the same for all rows changes no choice
+            harmed = view.decode.seqs * costs.given.shared_steps * costs.given.harm_rate + 1.0
+            more_s = self._weight * MOE_SHARE * change * column(costs.decode.step_s) * harmed
+            costs.local_s = column(costs.local_s) + (more_s - more_s.min())  # the same for all rows changes no choice
         return super().pick(view, costs)
 
 

@@ -6,7 +6,6 @@ from random import Random
 
 import pytest
 from msgspec import structs
-from msgspec.structs import replace
 
 from kvstore.types import RequestId, WorkerId
 from router import explanation as told
@@ -38,7 +37,7 @@ from tests.histories import History
 R1 = RequestId("r1")
 P1, P2, D1, D2 = (WorkerId(name) for name in ("prefill-1", "prefill-2", "decode-1", "decode-2"))
 CHOSEN = Forecast(0.1, 0.0, 0.2, 0.02, 0.0123, 0.05, 0.0123, 64.0)
-REQUEST = replace(
+REQUEST = structs.replace(
     make_request(num_prompt_tokens=100, terms=make_terms(tenant="acme", ttft_s=1.0, tpot_s=0.05, deadline_s=5.0)),
     tokens_counted=True,
     session="secret session",
@@ -173,7 +172,7 @@ def test_a_cancelled_request_says_when(steps: list[Told], during: str) -> None:
 
 def test_an_answer_to_one_request_may_come_with_the_end_of_another() -> None:
     explainer = make_explainer()
-    other = replace(REQUEST, id=RequestId("r2"))
+    other = structs.replace(REQUEST, id=RequestId("r2"))
     explainer.observe(100.0, RequestArrived(REQUEST), [make_dispatch()])
     explainer.observe(100.1, RequestArrived(other), [])
     (first,) = explainer.observe(100.2, RequestDone(R1, 1), [make_dispatch(other, waited_s=0.1)])
@@ -208,9 +207,9 @@ def test_events_of_other_attempts_and_unknown_requests_add_nothing() -> None:
 def test_a_waiting_request_counts_those_that_waited_before_it() -> None:
     explainer = make_explainer()
     for number in range(3):
-        explainer.observe(100.0, RequestArrived(replace(REQUEST, id=RequestId(f"r{number}"))), [])
+        explainer.observe(100.0, RequestArrived(structs.replace(REQUEST, id=RequestId(f"r{number}"))), [])
     explainer.observe(100.1, RequestCancelled(RequestId("r0")), [])
-    explainer.observe(100.2, RequestArrived(replace(REQUEST, id=RequestId("last"))), [])
+    explainer.observe(100.2, RequestArrived(structs.replace(REQUEST, id=RequestId("last"))), [])
     living = explainer.explanation("last")
     assert living is not None
     assert living.outcome == "waiting"
@@ -221,14 +220,14 @@ def test_a_living_request_is_found_by_its_public_id() -> None:
     explainer = make_explainer()
     for number in range(2):
         explainer.announce(RequestId(f"r{number}"), "mine")
-        explainer.observe(100.0, RequestArrived(replace(REQUEST, id=RequestId(f"r{number}"))), [])
+        explainer.observe(100.0, RequestArrived(structs.replace(REQUEST, id=RequestId(f"r{number}"))), [])
     living = explainer.explanation("mine")
     assert living is not None
     assert (living.request_id, living.public_id) == ("r1", "mine")
 
 
 def test_an_answer_in_one_piece_is_not_judged_by_its_first_byte() -> None:
-    whole = replace(REQUEST, streamed=False)
+    whole = structs.replace(REQUEST, streamed=False)
     found = explain(
         (100.0, RequestArrived(whole), [make_dispatch(whole)]),
         (103.0, FirstToken(R1, 1), []),
@@ -241,7 +240,7 @@ def test_an_answer_in_one_piece_is_not_judged_by_its_first_byte() -> None:
 
 
 def test_without_targets_nothing_is_judged() -> None:
-    free = replace(REQUEST, terms=UNPROMISED)
+    free = structs.replace(REQUEST, terms=UNPROMISED)
     found = explain(
         (100.0, RequestArrived(free), [make_dispatch(free)]),
         (103.0, FirstToken(R1, 1), []),
@@ -256,7 +255,7 @@ def test_without_targets_nothing_is_judged() -> None:
 
 def test_no_secret_and_nothing_endless_gets_in() -> None:
     """Invariant 3. Of the request's digest and session, nothing; of a model's name, as much as a line holds."""
-    hostile = replace(REQUEST, model="m\x1b[2J\n" * 10_000 + "\ud800", max_output_tokens=10**40)
+    hostile = structs.replace(REQUEST, model="m\x1b[2J\n" * 10_000 + "\ud800", max_output_tokens=10**40)
     reject = Reject(R1, RejectReason.UNKNOWN_MODEL, f"the model {hostile.model!r} does not exist here", None)
     found = explain((100.0, RequestArrived(hostile), [reject]))
     data = encode(found)
@@ -269,7 +268,7 @@ def test_no_secret_and_nothing_endless_gets_in() -> None:
 
 
 def test_a_forecast_without_end_can_be_written() -> None:
-    decision = replace(make_dispatch().decision, forecast=CHOSEN._replace(queue_s=math.inf, harm_s=math.nan))
+    decision = structs.replace(make_dispatch().decision, forecast=CHOSEN._replace(queue_s=math.inf, harm_s=math.nan))
     found = explain((100.0, RequestArrived(REQUEST), [Dispatch(decision)]), (100.1, RequestCancelled(R1), []))
     dispatched = found.steps[0]
     assert isinstance(dispatched, told.Dispatched)
@@ -309,7 +308,7 @@ def test_headers_are_short_ascii() -> None:
     assert said["x-headrace-predicted-ttft-s"] == "0.732300"
     assert said["x-headrace-waited-s"] == "0.400000"
     assert (said["x-headrace-class"], said["x-headrace-policy"]) == ("chat", "least_cost")
-    named = replace(REQUEST, terms=make_terms(tenant="Zoë\r\nSet-Cookie: x" + "y" * 1000))
+    named = structs.replace(REQUEST, terms=make_terms(tenant="Zoë\r\nSet-Cookie: x" + "y" * 1000))
     reject = Reject(R1, RejectReason.KV_FULL, "", 1.0)
     said = headers(explain((100.0, RequestArrived(named), [reject])))
     assert said["x-headrace-rejected"] == "kv_full"
@@ -327,7 +326,7 @@ def test_span_attributes_are_plain_values() -> None:
     assert attributes["predicted_ttft_s"] == pytest.approx(0.3323)
     assert attributes["why"] == "because"
     assert all(isinstance(value, str | int | float | bool) for value in attributes.values())
-    local = span_attributes(replace(make_dispatch().decision, prefill=None, decode=make_worker("mixed-1")))
+    local = span_attributes(structs.replace(make_dispatch().decision, prefill=None, decode=make_worker("mixed-1")))
     assert (local["prefill"], local["hand_off"], "why" in local) == ("mixed-1", False, False)
 
 

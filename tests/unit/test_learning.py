@@ -1,5 +1,6 @@
 """What events teach, and what untaught workers are believed to be like."""
 
+import math
 from dataclasses import replace
 from random import Random
 
@@ -81,3 +82,27 @@ def test_of_the_prompts_before_one_only_what_is_left_counts() -> None:
 
 def test_a_prompt_whose_time_is_hidden_in_a_step_is_not_believed_to_take_none() -> None:
     assert learned_c1(share_steps=True) > 0.05
+
+
+def test_the_table_follows_at_once_and_in_a_burst_within_a_twentieth_of_a_second() -> None:
+    worker = make_worker("a")
+    table = make_table(worker)
+    learning = Learning(table, LatencyPrior())
+    learning.on_worker(None, worker, 0.0)
+
+    def learn(now_s: float) -> None:
+        sample = attempt_sample(table, A, PrefillWork(1000, 0.0, 0.1), step_s=0.0, transfer_tokens=0, now_s=now_s)
+        learning.on_prefill_over(A, sample, now_s + 0.02, local=False)
+
+    seen = [c1(table, A)]
+    for now_s in (10.0, 11.0, 12.0, 13.0):  # the first three are cold
+        learn(now_s)
+        seen.append(c1(table, A))
+    assert seen[0] == seen[3] != seen[4]
+    assert learning.write_at_s == math.inf
+    learn(13.01)
+    assert c1(table, A) == seen[4]
+    assert learning.write_at_s == pytest.approx(13.07)
+    learning.write()
+    assert c1(table, A) != seen[4]
+    assert learning.write_at_s == math.inf

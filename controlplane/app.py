@@ -23,20 +23,20 @@ from kvstore.prefix_index import PrefixIndex
 from kvstore.types import WorkerId
 from router.build import build_core, core_recipe
 from router.class_tokens import ClassTokens
-from router.decision_store import DecisionHistory, DecisionStore
 from router.dispatch import Dispatcher
-from router.endpoint_picker import EndpointPicker
-from router.explain import Explainer
-from router.gateway_exchange import Picking
+from router.explain.decision_store import DecisionHistory, DecisionStore
+from router.explain.explainer import Explainer
+from router.gateway.endpoint_picker import EndpointPicker
+from router.gateway.exchange import Picking
 from router.grpc_server import GrpcServer
 from router.http_listener import HttpListener, bind
 from router.intake import FrontDesk
 from router.prompt_index import PromptIndex
-from router.recorder import Recorder, new_recording_path
+from router.replay.recorder import Recorder, new_recording_path
 from router.replicas import ReplicaExchange
 from router.service import Observer, RouterService
 from router.settings import RouterSettings
-from router.token_proof import TokenProofs
+from router.tokens.proof import TokenProofs
 from router.tokens.tokenizer import PromptTokenizer
 from router.tokens.types import Renderer
 from workers.client import EngineClient

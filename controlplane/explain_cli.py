@@ -12,12 +12,12 @@ from controlplane.cli_error import fail
 from controlplane.config import Config, ConfigError, load_config
 from kvstore.board import open_board
 from kvstore.errors import KvStoreError
-from router.explain_text import render_text
-from router.explanation import decode
-from router.recording import End, Header, RecordingError
-from router.replay import Difference, Report
-from router.replay import replay as replay_recording
-from router.what_if import Comparison, compare
+from router.explain.explanation import decode
+from router.explain.text import render_text
+from router.replay.recording import End, Header, RecordingError
+from router.replay.replay import Difference, Report
+from router.replay.replay import replay as replay_recording
+from router.replay.what_if import Comparison, compare
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="headrace.yaml; none: defaults")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="key.path=value on top of the file; repeatable")]
@@ -142,7 +142,7 @@ def _replayed(file: Path, report: Report) -> str:
 
 
 def _different(file: Path, header: Header, difference: Difference) -> list[str]:
-    from router.recorder import written_with
+    from router.replay.recorder import written_with
 
     at_s = difference.now_s - header.now_s
     lines = [f"{file}: different from step {difference.step} on ({difference.event}, {at_s:+.3f} s)"]

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any
 
-from router.admission_desk import AdmissionDesk
+from router.admission.desk import AdmissionDesk
 from router.baselines import BASELINES
+from router.choice.policy import LeastCost
 from router.core import CoreSettings, RouterCore
-from router.policy import LeastCost
 from router.settings import LEAST_COST, RouterSettings
 from router.slo_settings import SloSettings
 

@@ -18,9 +18,11 @@ from functools import partial
 from typing import Any
 
 from kvstore.types import RequestId, WorkerId
-from router import eligibility
-from router.admission_desk import AdmissionDesk, PoolState, Refused
-from router.chooser import Chooser, Chosen, HandOff
+from router.admission.desk import AdmissionDesk, PoolState, Refused
+from router.admission.looks import LOOK_AGAIN_S, NO_NEWS, Look, Looks, News
+from router.admission.pool_state import look_at_pool
+from router.choice.chooser import Chooser, Chosen, HandOff
+from router.choice.interfaces import RoutingPolicy
 from router.events import (
     Abort,
     Command,
@@ -40,16 +42,14 @@ from router.events import (
     WorkerChanged,
     WorkerGone,
 )
-from router.fleet_table import FleetTable
-from router.interfaces import RoutingPolicy
+from router.fleet import eligibility
+from router.fleet.learning import Learning, attempt_sample
+from router.fleet.ledger import Ledger, Reservation
+from router.fleet.prefill_work import PrefillWork
+from router.fleet.table import FleetTable
 from router.latency import LatencyPrior
-from router.learning import Learning, attempt_sample
-from router.ledger import Ledger, Reservation
 from router.live_request import ForecastErrors, LiveRequest, OutputLengths
-from router.looks import LOOK_AGAIN_S, NO_NEWS, Look, Looks, News
 from router.nobody_serves import nobody_serves
-from router.pool_state import look_at_pool
-from router.prefill_work import PrefillWork
 from router.types import UNPROMISED, Candidate, Forecast, ReplicaReport, RoutingDecision
 from workers.types import WorkerState
 

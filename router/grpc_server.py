@@ -14,10 +14,10 @@ from typing import Any, Never
 import grpc
 import grpc.aio
 
-from router import eligibility
 from router._generated.headrace.v1 import inference_pb2 as pb
 from router._generated.headrace.v1 import inference_pb2_grpc as pb_grpc
 from router.errors import ApiError, bad_request, broken_stream, grpc_code, internal
+from router.fleet import eligibility
 from router.grpc_messages import SseReader, engine_error, to_openai, to_response
 from router.grpc_port import Health, build_server, start_server
 from router.intake import FrontDesk

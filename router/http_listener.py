@@ -19,7 +19,7 @@ from router.http.server import HttpServer
 from router.intake import FrontDesk
 from router.interfaces import Tracing
 from router.model_cards import model_cards
-from router.openapi import describe
+from router.openapi.describe import describe
 from router.service import RouterService
 from router.settings import RouterSettings
 from workers.engine_metrics import FORWARDED_ROUTES

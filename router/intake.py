@@ -25,7 +25,7 @@ from router.prompt_index import Located, PromptIndex
 from router.settings import RouterSettings
 from router.slo import Resolved, resolve
 from router.slo_settings import SloSettings
-from router.token_ids import takes_ids
+from router.tokens.ids import takes_ids
 from router.types import UNPROMISED, Request
 from router.usage import asks_for_usage
 

@@ -6,7 +6,7 @@ from collections import deque
 from msgspec import Struct
 
 from kvstore.types import WorkerId
-from router.learning import AttemptSample
+from router.fleet.learning import AttemptSample
 from router.types import Overlap, Request
 
 _FIRST_GUESS_TOKENS = 256.0  # before any answer of a model has been seen

@@ -3,8 +3,8 @@
 from collections.abc import Collection, Sequence
 
 from kvstore.types import WorkerId
-from router import eligibility
 from router.events import Reject, RejectReason
+from router.fleet import eligibility
 from router.types import Request
 from workers.types import WorkerState
 

@@ -18,8 +18,8 @@ from kvstore.errors import RedisUnavailableError
 from kvstore.settings import BoardSettings
 from router.class_tokens import EngineTokens
 from router.class_tokens import encode as encode_class_tokens
-from router.decision_store import DecisionHistory
 from router.events import ReplicasReported
+from router.explain.decision_store import DecisionHistory
 from router.types import ReplicaReport
 
 _log = logging.getLogger(__name__)

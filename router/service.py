@@ -18,7 +18,6 @@ from kvstore.fleet_index import SlotsChanged as SourceSlotsChanged
 from kvstore.types import RequestId, WorkerId
 from router.carrier import Carrier, Relay
 from router.core import RouterCore
-from router.decision_store import DecisionHistory
 from router.dispatch import Dispatcher, Outcome
 from router.errors import ApiError, broken_stream, from_reject
 from router.events import (
@@ -38,7 +37,8 @@ from router.events import (
     WorkerChanged,
     WorkerGone,
 )
-from router.explain_text import span_attributes
+from router.explain.decision_store import DecisionHistory
+from router.explain.text import span_attributes
 from router.intake import FleetFacts, Intake
 from router.interfaces import RequestTrace, ResponseSink
 from router.metrics import RouterMetrics

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from router.baselines import BASELINES
-from router.explain_settings import ExplainSettings
+from router.explain.settings import ExplainSettings
 from router.http.settings import HttpSettings
 from router.tls_settings import TlsSettings
 from router.tokens.settings import TokenSettings

@@ -1,5 +1,5 @@
 """A pool of workers in a world where every forecast is true, in front of it the admission modules in the order of calls
-that `router/admission.py` asks for. Virtual time; nothing random but what a test puts in."""
+that `router/admission/admission.py` asks for. Virtual time; nothing random but what a test puts in."""
 
 import heapq
 from collections.abc import Iterable
@@ -9,10 +9,10 @@ from itertools import count
 import numpy as np
 
 from kvstore.types import RequestId
-from router.admission import Admit, Decision, Outlook, Reject, Rules, Standing, Wait, decide
-from router.appointments import Appointments, Ask
-from router.fairness import Share, TenantShares
-from router.queue import PoolWork, QueueEntry, WaitingQueue
+from router.admission.admission import Admit, Decision, Outlook, Reject, Rules, Standing, Wait, decide
+from router.admission.appointments import Appointments, Ask
+from router.admission.fairness import Share, TenantShares
+from router.admission.queue import PoolWork, QueueEntry, WaitingQueue
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,16 @@ from collections.abc import Iterable, Mapping
 from random import Random
 
 from kvstore.types import RequestId, WorkerId
-from router.admission_desk import AdmissionDesk
-from router.chooser import HandOff
+from router.admission.desk import AdmissionDesk
+from router.choice.chooser import HandOff
+from router.choice.policy import LeastCost
+from router.choice.view import View
 from router.core import CoreSettings, RouterCore
-from router.fleet_table import FleetTable
+from router.fleet.table import FleetTable
 from router.latency import LatencyParams, LatencyPrior
 from router.openai import CHAT_ROUTE, COMPLETION_ROUTE
-from router.policy import LeastCost
 from router.slo_settings import SloSettings
 from router.types import NO_OVERLAP, UNPROMISED, Overlap, Request, Slo, Terms
-from router.view import View
 from workers.lease_record import LEASE_VERSION, LeaseRecord
 from workers.types import Phase, Role, WorkerLoad, WorkerSpec, WorkerState
 

@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 
 from router.core import RouterCore
-from router.endpoint_picker import EndpointPicker
-from router.gateway_exchange import Picking
+from router.gateway.endpoint_picker import EndpointPicker
+from router.gateway.exchange import Picking
 from router.openai import COMPLETION_ROUTE
 from router.tracing import NoTracing
 from tests.envoy_proxy import Envoy, endpoint, gateway_config, running_envoy

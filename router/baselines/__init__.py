@@ -10,7 +10,7 @@ from router.baselines.llmd import llmd
 from router.baselines.load import least_loaded, power_of_two, round_robin
 from router.baselines.papers import Mooncake, Preble
 from router.baselines.session_hash import session_hash
-from router.interfaces import RoutingPolicy
+from router.choice.interfaces import RoutingPolicy
 
 BASELINES: Mapping[str, Callable[[Random], RoutingPolicy]] = MappingProxyType(
     {

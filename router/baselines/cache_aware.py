@@ -16,7 +16,7 @@ from random import Random
 
 from router.baselines.load import LeastLoaded, PowerOfTwo
 from router.baselines.pools import PerPool, in_flight, least, least_among, matched
-from router.view import Side, View
+from router.choice.view import Side, View
 
 
 @dataclass(frozen=True, slots=True)

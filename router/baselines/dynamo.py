@@ -15,7 +15,7 @@ block size; other replicas' sequences and KV are known, their prefill tokens are
 from random import Random
 
 from router.baselines.pools import PerPool, least
-from router.view import Side, View
+from router.choice.view import Side, View
 
 _PREFILL_LOAD_SCALE = 1.0
 _HOST_CREDIT = 0.75

@@ -18,8 +18,8 @@ import numpy as np
 
 from kvstore.types import WorkerId
 from router.baselines.pools import PerPool, in_flight, least, matched
-from router.fleet_table import Column
-from router.view import Side, View
+from router.choice.view import Side, View
+from router.fleet.table import Column
 
 Scorer = Callable[[View, Side], Column]
 

@@ -10,7 +10,7 @@ What differs: in-flight counts are those of all router replicas; the peers count
 from random import Random
 
 from router.baselines.pools import PerPool, in_flight, least
-from router.view import Side, View
+from router.choice.view import Side, View
 
 
 class RoundRobin:

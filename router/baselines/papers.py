@@ -8,10 +8,11 @@ import numpy as np
 
 from kvstore.types import WorkerId
 from router.baselines.pools import least, least_among, matched
-from router.cost import Costs, PrefillTerms, column
-from router.fleet_table import Column
-from router.interfaces import Pick
-from router.view import Side, View
+from router.choice.cost import Costs, column
+from router.choice.interfaces import Pick
+from router.choice.terms import PrefillTerms
+from router.choice.view import Side, View
+from router.fleet.table import Column
 
 
 class Mooncake:

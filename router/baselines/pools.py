@@ -10,10 +10,10 @@ from typing import Protocol
 
 import numpy as np
 
-from router.cost import Costs
-from router.fleet_table import Column
-from router.interfaces import Pick
-from router.view import Side, View
+from router.choice.cost import Costs
+from router.choice.interfaces import Pick
+from router.choice.view import Side, View
+from router.fleet.table import Column
 
 
 class Rule(Protocol):

@@ -13,7 +13,7 @@ import xxhash
 
 from router.baselines.load import LeastLoaded
 from router.baselines.pools import PerPool
-from router.view import Side, View
+from router.choice.view import Side, View
 
 
 class SessionHash:

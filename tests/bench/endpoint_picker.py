@@ -31,9 +31,9 @@ from kvstore.prefix_index import PrefixIndex
 from router._generated.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from router._generated.envoy.service.ext_proc.v3 import external_processor_pb2_grpc as pb_grpc
 from router.dispatch import Dispatcher
-from router.endpoint_picker import EndpointPicker
-from router.ext_proc import piece
-from router.gateway_exchange import Picking
+from router.gateway.endpoint_picker import EndpointPicker
+from router.gateway.exchange import Picking
+from router.gateway.ext_proc import piece
 from router.intake import FrontDesk
 from router.prompt_index import PromptIndex
 from router.service import RouterService

@@ -35,10 +35,10 @@ from controlplane.placement.loads import read_scenarios
 from controlplane.placement.objective import Prices, even_loads, rank_loads
 from controlplane.placement.planner import plan
 from controlplane.placement.types import Placement, Scenario, Topology
-from router.cost import Costs, column
-from router.interfaces import Pick
-from router.policy import LeastCost
-from router.view import View
+from router.choice.cost import Costs, column
+from router.choice.interfaces import Pick
+from router.choice.policy import LeastCost
+from router.choice.view import View
 from tests.builders import make_terms
 from tests.placement_cases import domains
 from tests.sim.fleet import Fleet

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from random import Random
 from statistics import fmean
 
-from router.cost import Costs
-from router.policy import LeastCost
-from router.view import View
+from router.choice.cost import Costs
+from router.choice.policy import LeastCost
+from router.choice.view import View
 from tests.sim.fleet import Fleet
 from tests.sim.report import report
 from tests.sim.simulation import PolicyFactory, Simulation

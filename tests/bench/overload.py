@@ -21,7 +21,7 @@ from typing import Any
 
 import aiohttp
 
-from router.fairness import fair_level
+from router.admission.fairness import fair_level
 from tests.fleet import MODEL, Fleet, fleet
 from workers.fake import Plan
 from workers.fake.plan import Timing

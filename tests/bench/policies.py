@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 
 from router.baselines import BASELINES
-from router.policy import LeastCost
+from router.choice.policy import LeastCost
 from tests.builders import make_terms
 from tests.sim import trace
 from tests.sim.fleet import Fleet

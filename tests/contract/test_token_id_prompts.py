@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from router.token_ids import SAFE_FIELDS
+from router.tokens.ids import SAFE_FIELDS
 from tests.contract.engine_requests import COMPLETIONS, Engine
 
 _PROMPT = "The quick brown fox, naïve café <|im_end|> 日本 and then"

@@ -14,8 +14,8 @@ from kvstore.errors import RedisUnavailableError
 from kvstore.settings import BoardSettings
 from kvstore.types import RequestId
 from router.class_tokens import decode
-from router.decision_store import DecisionHistory, DecisionStore
-from router.explain import Explainer
+from router.explain.decision_store import DecisionHistory, DecisionStore
+from router.explain.explainer import Explainer
 from router.replicas import ReplicaExchange
 from tests.builders import make_core
 from tests.redis_servers import Servers, plain_server

@@ -15,11 +15,11 @@ from controlplane.explain_cli import tell_again
 from kvstore.board import open_board
 from kvstore.types import RequestId
 from router.build import build_core, core_recipe
-from router.decision_store import DecisionStore
 from router.events import Reject, RejectReason, RequestArrived
-from router.explain import Explainer
-from router.explanation import encode
-from router.recording import End, Header, RecordingWriter
+from router.explain.decision_store import DecisionStore
+from router.explain.explainer import Explainer
+from router.explain.explanation import encode
+from router.replay.recording import End, Header, RecordingWriter
 from router.settings import RouterSettings
 from router.slo_settings import SloSettings
 from tests.builders import make_request

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvstore.types import RequestId
-from router.admission import Admit, Outlook, Reject, Rules, Standing, Wait, decide
-from router.decode_room import DecodeRoom
-from router.demand import Aside, Seconds
-from router.fairness import Share
-from router.queue import PoolWork, QueueEntry, WaitingQueue
+from router.admission.admission import Admit, Outlook, Reject, Rules, Standing, Wait, decide
+from router.admission.demand import Aside, Seconds
+from router.admission.fairness import Share
+from router.admission.queue import PoolWork, QueueEntry, WaitingQueue
+from router.choice.decode_room import DecodeRoom
 from tests.admission_world import Job, World
 
 NOW_S, EVERY = 50.0, 4

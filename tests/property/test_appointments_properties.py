@@ -9,9 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from router.admission import Reject, Rules
-from router.appointments import SLOT_S, Appointments, Ask
-from router.demand import Newcomer, Probe
+from router.admission.admission import Reject, Rules
+from router.admission.appointments import SLOT_S, Appointments, Ask
+from router.admission.demand import Newcomer, Probe
 from tests.admission_world import Job, World
 
 SHARE, SPEED, GRACE_S, HORIZON_S, MAX_PLACES = 0.5, 2, 2.0, 12, 6

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from kvstore.types import RequestId
 from router.baselines import BASELINES
-from router.cost import Costs
-from router.fleet_table import FleetTable
-from router.interfaces import Pick
-from router.prefill_work import PrefillWork
+from router.choice.cost import Costs
+from router.choice.interfaces import Pick
+from router.fleet.prefill_work import PrefillWork
+from router.fleet.table import FleetTable
 from router.types import Request
 from tests.builders import make_overlap, make_request, make_table, make_view, make_worker
 from workers.types import Role

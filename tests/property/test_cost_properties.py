@@ -4,11 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore.types import RequestId
-from router.cost import FEW, Costs
-from router.fleet_table import FleetTable
+from router.choice.cost import FEW, Costs
+from router.choice.view import View
+from router.fleet.prefill_work import PrefillWork
+from router.fleet.table import FleetTable
 from router.latency import LatencyParams
-from router.prefill_work import PrefillWork
-from router.view import View
 from tests.builders import make_overlap, make_request, make_table, make_worker
 from workers.types import Role
 

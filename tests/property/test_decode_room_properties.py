@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore.types import WorkerId
-from router.cost import Costs, decode_room, has_room, keeps_promises
-from router.decode_room import DecodeRoom
-from router.fleet_table import FleetTable
+from router.choice.cost import Costs, decode_room, has_room, keeps_promises
+from router.choice.decode_room import DecodeRoom
+from router.fleet.table import FleetTable
 from router.latency import LatencyParams
 from tests.builders import make_request, make_table, make_view, make_worker
 

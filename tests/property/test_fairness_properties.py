@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.admission import Rules
-from router.fairness import Share, TenantShares, TenantUsage, fair_level
+from router.admission.admission import Rules
+from router.admission.fairness import Share, TenantShares, TenantUsage, fair_level
 from tests.admission_world import Job, World
 
 HALF_LIFE_S = 8.0

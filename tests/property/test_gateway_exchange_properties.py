@@ -1,6 +1,6 @@
 """Whatever a gateway says, in whatever order, and wherever it breaks off: one answer, and nothing stays reserved.
 
-Numbers are invariants of router/gateway_exchange.py.
+Numbers are invariants of router/gateway/exchange.py.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvstore.types import WorkerId
 from router._generated.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
-from router.gateway_exchange import Exchange, Picking
+from router.gateway.exchange import Exchange, Picking
 from router.openai import COMPLETION_ROUTE
 from router.tracing import NoTracing
 from tests.grpc_door import MODEL, Door, make_worker_at, open_door

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 
 from router.errors import ApiError
 from router.openai import CHAT_ROUTE, COMPLETION_ROUTE, RESERVED_FIELDS, check_fields, parse_body
-from router.openapi_schemas import body_schema
+from router.openapi.schemas import body_schema
 from router.settings import RouterSettings
 from workers.engine_metrics import FORWARDED_ROUTES
 

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore.types import RequestId
-from router.chooser import Chooser, HandOff
-from router.cost import Costs, exchange_rate
-from router.fleet_table import FleetTable
-from router.policy import LeastCost
-from router.prefill_work import PrefillWork
+from router.choice.chooser import Chooser, HandOff
+from router.choice.cost import Costs, exchange_rate
+from router.choice.policy import LeastCost
+from router.fleet.prefill_work import PrefillWork
+from router.fleet.table import FleetTable
 from tests.builders import make_overlap, make_request, make_table, make_view, make_worker
 from workers.types import Role
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kvstore.types import RequestId
-from router.demand import PoolWork
-from router.queue import QueueEntry, WaitingQueue
+from router.admission.demand import PoolWork
+from router.admission.queue import QueueEntry, WaitingQueue
 
 EVERY = 4
 TENANTS = {"a": 1.0, "b": 1.0, "c": 3.0}

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.events import Command, Event
-from router.recording import Header, Recording, RecordingWriter, plain
-from router.replay import replay
-from router.what_if import compare
+from router.replay.recording import Header, Recording, RecordingWriter, plain
+from router.replay.replay import replay
+from router.replay.what_if import compare
 from tests.builders import make_core
 from tests.histories import History
 

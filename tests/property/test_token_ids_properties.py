@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.openai import CHAT_ROUTE, COMPLETION_ROUTE
-from router.token_ids import SAFE_FIELDS, takes_ids, with_ids
+from router.tokens.ids import SAFE_FIELDS, takes_ids, with_ids
 from tests.property.json_bodies import raw_bodies, text, values
 
 with_prompt = st.builds(lambda fields, prompt: {**fields, "prompt": prompt}, st.dictionaries(text, values), text)

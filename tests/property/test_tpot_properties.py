@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvstore.types import WorkerId
-from router.cost import Costs, keeps_promises
+from router.choice.cost import Costs, keeps_promises
+from router.fleet.tpot import TpotLoad
 from router.latency import LatencyParams
-from router.tpot import TpotLoad
 from tests.builders import make_request, make_table, make_view, make_worker
 
 TPOTS = st.one_of(st.sampled_from((0.02, 0.05, 0.1, math.inf)), st.floats(1e-3, 10.0))

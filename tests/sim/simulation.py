@@ -10,7 +10,8 @@ from random import Random
 
 from kvstore.prefix_index import PrefixIndex
 from kvstore.types import RequestId
-from router.admission_desk import AdmissionDesk
+from router.admission.desk import AdmissionDesk
+from router.choice.interfaces import RoutingPolicy
 from router.core import CoreSettings, RouterCore
 from router.events import (
     Abort,
@@ -27,7 +28,6 @@ from router.events import (
     Woken,
     WorkerChanged,
 )
-from router.interfaces import RoutingPolicy
 from router.latency import LatencyPrior
 from router.openai import CHAT_ROUTE
 from router.slo_settings import SloSettings

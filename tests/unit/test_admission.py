@@ -1,4 +1,4 @@
-"""The rules of router/admission.py, one by one."""
+"""The rules of router/admission/admission.py, one by one."""
 
 from math import inf
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from kvstore.types import RequestId
-from router.admission import Admit, Cause, Decision, Outlook, Reject, Rules, Standing, Wait, decide
-from router.appointments import Offer
-from router.decode_room import DecodeRoom
-from router.demand import Aside
-from router.fairness import Share
-from router.queue import PoolWork, QueueEntry, WaitingQueue
+from router.admission.admission import Admit, Cause, Decision, Outlook, Reject, Rules, Standing, Wait, decide
+from router.admission.appointments import Offer
+from router.admission.demand import Aside
+from router.admission.fairness import Share
+from router.admission.queue import PoolWork, QueueEntry, WaitingQueue
+from router.choice.decode_room import DecodeRoom
 
 NOW_S = 100.0
 RULES = Rules(margin=0.25, over_share_fill=0.5, lower_value_fill=0.8, top_value=2.0, max_queued=3)

@@ -1,4 +1,4 @@
-"""Invariants of router/appointments.py and router/timeline.py, by hand."""
+"""Invariants of router/admission/appointments.py and router/admission/timeline.py, by hand."""
 
 from collections.abc import Callable
 from math import inf
@@ -6,9 +6,9 @@ from math import inf
 import numpy as np
 import pytest
 
-from router.appointments import Appointments, Ask, Offer
-from router.demand import Newcomer, Probe
-from router.timeline import Timeline
+from router.admission.appointments import Appointments, Ask, Offer
+from router.admission.demand import Newcomer, Probe
+from router.admission.timeline import Timeline
 
 IDLE = Probe(0.0, inf, 0, 0.0)
 

@@ -13,12 +13,12 @@ from router.baselines import BASELINES
 from router.baselines.cache_aware import RayPrefix
 from router.baselines.papers import Mooncake
 from router.baselines.pools import PerPool
-from router.cost import Costs
-from router.fleet_table import FleetTable
-from router.interfaces import Pick, RoutingPolicy
-from router.prefill_work import PrefillWork
+from router.choice.cost import Costs
+from router.choice.interfaces import Pick, RoutingPolicy
+from router.choice.view import View
+from router.fleet.prefill_work import PrefillWork
+from router.fleet.table import FleetTable
 from router.types import NO_OVERLAP, Overlap, Request
-from router.view import View
 from tests.builders import make_decode, make_overlap, make_prefill, make_request, make_table, make_view, make_worker
 from workers.types import WorkerState
 

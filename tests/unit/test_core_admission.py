@@ -29,7 +29,7 @@ from router.types import Request, Terms
 from tests.builders import MODEL, make_core, make_request, make_terms, make_worker
 
 # 1,000 tokens take a second; everything else takes next to nothing. So 3.3 s are three requests: promises are given on
-# fifteen parts in sixteen of the time only (router/queue.py).
+# fifteen parts in sixteen of the time only (router/admission/queue.py).
 PRIOR = LatencyPrior(
     prefill_tokens_per_s=1000.0, decode_step_s=1e-3, decode_step_per_seq_s=1e-4, transfer_s=1e-6, prefill_s=1e-6,
     prefill_attention_s=1e-9, decode_step_per_1k_kv_tokens_s=1e-9, transfer_tokens_per_s=1e9,

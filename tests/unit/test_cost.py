@@ -1,12 +1,13 @@
-"""Predicted seconds, term by term, against the formulas of router/cost.py."""
+"""Predicted seconds, term by term, against the formulas of router/choice/cost.py."""
 
 import numpy as np
 import pytest
 
 from kvstore.types import RequestId, WorkerId
-from router.cost import HOST_FETCH_S_PER_TOKEN, Costs, exchange_rate, has_room, keeps_promises
+from router.choice.cost import Costs, exchange_rate, has_room, keeps_promises
+from router.choice.terms import HOST_FETCH_S_PER_TOKEN
+from router.fleet.prefill_work import PrefillWork
 from router.latency import LatencyParams
-from router.prefill_work import PrefillWork
 from router.types import NO_OVERLAP, UNPROMISED, Slo
 from tests.builders import make_decode, make_overlap, make_prefill, make_request, make_table, make_view, make_worker
 

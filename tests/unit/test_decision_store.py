@@ -1,14 +1,14 @@
-"""What a router remembers of decisions. Numbers are invariants of `router/decision_store.py`."""
+"""What a router remembers of decisions. Numbers are invariants of `router/explain/decision_store.py`."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from kvstore.types import RequestId
-from router.decision_store import RECORD_OVERHEAD_BYTES, DecisionHistory, DecisionStore
 from router.events import Reject, RejectReason, RequestArrived, RequestCancelled, Woken
-from router.explain import Explainer
-from router.explanation import decode
+from router.explain.decision_store import RECORD_OVERHEAD_BYTES, DecisionHistory, DecisionStore
+from router.explain.explainer import Explainer
+from router.explain.explanation import decode
 from tests.builders import make_request
 
 puts = st.tuples(st.just("put"), st.sampled_from("abcdefgh"), st.sampled_from(["x", "y", "a"]), st.integers(0, 40))

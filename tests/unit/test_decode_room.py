@@ -1,4 +1,4 @@
-"""router/decode_room.py and `decode_room` of router/cost.py, by hand."""
+"""router/choice/decode_room.py and `decode_room` of router/choice/cost.py, by hand."""
 
 from math import inf, log
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kvstore.types import WorkerId
-from router.cost import Costs, decode_room
-from router.decode_room import DecodeRoom
+from router.choice.cost import Costs, decode_room
+from router.choice.decode_room import DecodeRoom
 from router.latency import LatencyParams
 from tests.builders import make_request, make_table, make_view, make_worker
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from router.eligibility import can_decode, serves
+from router.fleet.eligibility import can_decode, serves
 from router.openai import CHAT_ROUTE, COMPLETION_ROUTE
 from tests.builders import make_decode, make_prefill, make_table, make_worker
 from workers.types import Phase, Role

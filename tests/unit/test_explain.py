@@ -1,4 +1,4 @@
-"""Explanations of requests. Numbers are invariants of `router/explain.py`."""
+"""Explanations of requests. Numbers are invariants of `router/explain/explainer.py`."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ import pytest
 from msgspec import structs
 
 from kvstore.types import RequestId, WorkerId
-from router import explanation as told
 from router.events import (
     Abort,
     Command,
@@ -25,11 +24,12 @@ from router.events import (
     Woken,
     WorkerGone,
 )
-from router.explain import Explainer
-from router.explain_pack import About, pack, unpack
-from router.explain_steps import MOST_CHARS, Asked, Note, Wait, note_dispatch, tell_arrival
-from router.explain_text import headers, render_text, span_attributes
-from router.explanation import Explanation, decode, encode
+from router.explain import explanation as told
+from router.explain.explainer import Explainer
+from router.explain.explanation import Explanation, decode, encode
+from router.explain.pack import About, pack, unpack
+from router.explain.steps import MOST_CHARS, Asked, Note, Wait, note_dispatch, tell_arrival
+from router.explain.text import headers, render_text, span_attributes
 from router.types import UNPROMISED, Considered, Forecast, Overlap, Request, RoutingDecision, Usage
 from tests.builders import make_core, make_decode, make_prefill, make_request, make_terms, make_worker
 from tests.histories import History

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 
 from router._generated.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from router.errors import ApiError
-from router.ext_proc import Endpoints, destination, endpoint_of, piece, read_headers, refusal, served_by, subset_hint
+from router.gateway.ext_proc import (
+    Endpoints,
+    destination,
+    endpoint_of,
+    piece,
+    read_headers,
+    refusal,
+    served_by,
+    subset_hint,
+)
 
 
 def metadata(value: object) -> pb.Metadata:

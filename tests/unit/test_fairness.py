@@ -1,10 +1,10 @@
-"""Invariants of router/fairness.py, by hand."""
+"""Invariants of router/admission/fairness.py, by hand."""
 
 from math import inf
 
 import pytest
 
-from router.fairness import Share, TenantShares, TenantUsage, fair_level
+from router.admission.fairness import Share, TenantShares, TenantUsage, fair_level
 
 
 def had(shares: TenantShares, tenant: str, used_s: float, asked_s: float, now_s: float, weight: float = 1.0) -> None:

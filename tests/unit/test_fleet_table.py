@@ -1,12 +1,12 @@
-"""Columns of the fleet. Numbers in test names are invariants of router/fleet_table.py."""
+"""Columns of the fleet. Numbers in test names are invariants of router/fleet/table.py."""
 
 import math
 
 import pytest
 
 from kvstore.types import RequestId, WorkerId
-from router.fleet_table import FleetTable
-from router.prefill_work import PrefillWork
+from router.fleet.prefill_work import PrefillWork
+from router.fleet.table import FleetTable
 from router.types import ReplicaReport, WorkerPromises
 from tests.builders import make_decode, make_prefill, make_table, make_worker
 from workers.types import Phase, Role

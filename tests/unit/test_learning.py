@@ -7,11 +7,11 @@ from random import Random
 import pytest
 
 from kvstore.types import RequestId, WorkerId
-from router.fleet_table import FleetTable
+from router.fleet.learning import Learning, attempt_sample
+from router.fleet.prefill_work import PrefillWork
+from router.fleet.table import FleetTable
 from router.latency import LatencyPrior
-from router.learning import Learning, attempt_sample
 from router.live_request import ForecastErrors
-from router.prefill_work import PrefillWork
 from tests.builders import make_table, make_worker
 
 A, B = WorkerId("a"), WorkerId("b")

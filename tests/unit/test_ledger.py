@@ -1,10 +1,10 @@
-"""Invariants 1 to 3 of router/ledger.py, by hand. The numbers in test names are theirs."""
+"""Invariants 1 to 3 of router/fleet/ledger.py, by hand. The numbers in test names are theirs."""
 
 import pytest
 
 from kvstore.types import RequestId, WorkerId
-from router.ledger import Ledger
-from router.prefill_work import PrefillWork
+from router.fleet.ledger import Ledger
+from router.fleet.prefill_work import PrefillWork
 from router.types import Forecast, RoutingDecision
 from tests.builders import make_decode, make_prefill, make_table
 

@@ -5,15 +5,15 @@ from random import Random
 import pytest
 
 from kvstore.types import RequestId
-from router.admission_desk import AdmissionDesk
+from router.admission.desk import AdmissionDesk
+from router.admission.looks import LOOK_AGAIN_S, NO_NEWS, Looks, News
+from router.choice.cost import Costs
+from router.choice.interfaces import Pick
+from router.choice.policy import LeastCost
+from router.choice.view import View
 from router.core import CoreSettings, RouterCore
-from router.cost import Costs
 from router.events import Dispatch, FirstToken, RequestArrived, RequestDone, Woken, WorkerChanged
-from router.interfaces import Pick
-from router.looks import LOOK_AGAIN_S, NO_NEWS, Looks, News
-from router.policy import LeastCost
 from router.slo_settings import SloSettings
-from router.view import View
 from tests.builders import make_request, make_table, make_terms, make_worker
 
 R1, R2 = RequestId("r1"), RequestId("r2")

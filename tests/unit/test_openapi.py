@@ -11,8 +11,8 @@ from typing import Any
 from router import http_listener
 from router.errors import ApiError, bad_request, method_not_allowed, reject_codes
 from router.openai import CHAT_ROUTE, OPENAI_FIELDS, RESERVED_FIELDS
-from router.openapi import describe, error_codes
-from router.openapi_schemas import body_schema
+from router.openapi.describe import describe, error_codes
+from router.openapi.schemas import body_schema
 from router.settings import RouterSettings
 from router.slo_settings import SloSettings
 from workers.engine_metrics import FORWARDED_ROUTES

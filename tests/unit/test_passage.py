@@ -1,4 +1,4 @@
-"""What a gateway shows of an answer becomes events and an outcome. Numbers are invariants of router/passage.py."""
+"""What a gateway shows of an answer becomes events and an outcome. Numbers are invariants of `passage.py`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -10,10 +10,10 @@ import pytest
 from kvstore.types import RequestId
 from router.dispatch import EngineCall, Outcome
 from router.events import Event, FirstToken
-from router.ext_proc import Endpoints
+from router.gateway.ext_proc import Endpoints
+from router.gateway.passage import Passage
 from router.interfaces import Span
 from router.openai import COMPLETION_ROUTE
-from router.passage import Passage
 from router.types import Forecast, RoutingDecision, Usage
 from tests.grpc_door import make_worker_at
 from workers.errors import WorkerFailedError, WorkerUnreachableError

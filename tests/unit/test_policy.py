@@ -6,11 +6,11 @@ from random import Random
 import pytest
 
 from kvstore.types import RequestId, WorkerId
-from router.chooser import Chooser, Chosen, HandOff
-from router.fleet_table import FleetTable
+from router.choice.chooser import Chooser, Chosen, HandOff
+from router.choice.policy import LeastCost
+from router.fleet.prefill_work import PrefillWork
+from router.fleet.table import FleetTable
 from router.latency import LatencyParams
-from router.policy import LeastCost
-from router.prefill_work import PrefillWork
 from router.types import NO_OVERLAP, Choice, Overlap, ReplicaReport
 from tests.builders import (
     make_decode,

@@ -1,4 +1,4 @@
-"""Invariants of router/queue.py, router/turns.py and router/demand.py, by hand."""
+"""Invariants of router/admission/queue.py, router/admission/turns.py and router/admission/demand.py, by hand."""
 
 from math import inf
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from kvstore.types import RequestId
-from router.demand import Aside, Demand, Newcomer, PoolWork, Probe
-from router.queue import QueueEntry, WaitingQueue
-from router.turns import Turns
+from router.admission.demand import Aside, Demand, Newcomer, PoolWork, Probe
+from router.admission.queue import QueueEntry, WaitingQueue
+from router.admission.turns import Turns
 
 NO_END = 1e9
 

@@ -1,4 +1,4 @@
-"""The recorder's file. Numbers are invariants of `router/recorder.py`."""
+"""The recorder's file. Numbers are invariants of `router/replay/recorder.py`."""
 
 import logging
 import stat
@@ -11,8 +11,8 @@ import pytest
 
 from kvstore.types import RequestId
 from router.events import FirstToken, RequestArrived, Woken, WorkerChanged
-from router.recorder import Recorder, new_recording_path, written_with
-from router.recording import End, Recording, Step
+from router.replay.recorder import Recorder, new_recording_path, written_with
+from router.replay.recording import End, Recording, Step
 from tests.builders import make_request, make_worker
 
 RECIPE = {"seed": 3, "max_attempts": 2}
@@ -85,7 +85,7 @@ def test_a_file_that_is_there_is_left_alone(tmp_path: Path, caplog: pytest.LogCa
     path = tmp_path / "precious.jsonl"
     path.write_text("precious")
     recorder = Recorder(path, RECIPE, max_bytes=1 << 20)
-    with caplog.at_level(logging.WARNING, logger="router.recorder"):
+    with caplog.at_level(logging.WARNING, logger="router.replay.recorder"):
         recorder.start()
         wait_until_over(recorder)
     recorder.observe(1.0, Woken(), [])
@@ -99,7 +99,7 @@ def test_what_cannot_be_written_ends_the_recording_and_nothing_else(
 ) -> None:
     """Invariant 3: once, in the log."""
     recorder = Recorder(tmp_path / "odd.jsonl", RECIPE, max_bytes=1 << 20, flush_s=0.01)
-    with caplog.at_level(logging.WARNING, logger="router.recorder"):
+    with caplog.at_level(logging.WARNING, logger="router.replay.recorder"):
         recorder.start()
         recorder.observe(1.0, FirstToken(RequestId("\ud800"), 1), [])
         wait_until_over(recorder)
@@ -114,7 +114,7 @@ import logging, resource, sys, time
 from pathlib import Path
 from kvstore.types import RequestId
 from router.events import FirstToken
-from router.recorder import Recorder
+from router.replay.recorder import Recorder
 
 logging.basicConfig(stream=sys.stdout, format="LOGGED %(message)s")
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

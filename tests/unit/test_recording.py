@@ -1,4 +1,4 @@
-"""The wire form of recordings. Numbers are invariants of `router/recording.py` and `router/wire.py`."""
+"""The wire form of recordings. Numbers are invariants of `router/replay/recording.py` and `router/replay/wire.py`."""
 
 import math
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ import pytest
 
 from kvstore.types import RequestId, WorkerId
 from router.events import Abort, Dispatch, Event, FirstToken, RequestArrived, WorkerChanged
-from router.recording import End, Header, Recording, RecordingError, RecordingWriter, Step
+from router.replay.recording import End, Header, Recording, RecordingError, RecordingWriter, Step
+from router.replay.wire import Forms
 from router.types import Forecast, Overlap, RoutingDecision
-from router.wire import Forms
 from tests.builders import make_request, make_worker
 
 HEADER = Header(recipe={"seed": 7}, started_at_s=1.7e9, now_s=12.5, written_with={"numpy": "2.0"})

@@ -27,10 +27,10 @@ from router.events import (
     WorkerChanged,
     WorkerGone,
 )
-from router.recording import End, Header, RecordingError, RecordingWriter
-from router.replay import replay
+from router.replay.recording import End, Header, RecordingError, RecordingWriter
+from router.replay.replay import replay
+from router.replay.what_if import compare
 from router.types import Forecast, RoutingDecision
-from router.what_if import compare
 from tests.builders import make_core, make_decode, make_prefill, make_request, make_worker
 from tests.histories import History
 

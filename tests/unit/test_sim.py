@@ -11,7 +11,7 @@ import pytest
 
 from kvstore.types import RequestId
 from router.baselines import BASELINES
-from router.policy import LeastCost
+from router.choice.policy import LeastCost
 from tests.builders import make_terms
 from tests.sim.block_cache import BlockCache
 from tests.sim.clients import Clients, Outcome

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from router.tpot import TpotLoad, tokens_per_step
+from router.fleet.tpot import TpotLoad, tokens_per_step
 
 NEVER = math.inf
 

@@ -1,0 +1,1 @@
+"""Whether, when and before whom a request may begin: promises, queues, shares, places."""

@@ -1,0 +1,1 @@
+"""What this router knows of every worker: columns, promises, learned speeds."""

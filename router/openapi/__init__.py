@@ -1,0 +1,1 @@
+"""What the router serves, as an OpenAPI document."""

@@ -1,0 +1,1 @@
+"""Recordings of what the core was told and answered, and what it would answer now."""

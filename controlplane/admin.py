@@ -1,127 +1,149 @@
-"""The admin API: what the fleet is, and where its experts are. Serve's ingress hands requests here.
+"""The admin API: one table of routes, one way in. Serve's ingress, or a process of its own, hands requests here.
 
-Its address is loopback by default: whoever reaches it may change engines.
+Closed by default: without `admin.tokens_file` it reads, on loopback, and changes nothing (`admin_routes/access.py`).
 """
 
 import asyncio
 import contextlib
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from urllib.parse import parse_qsl
 
 import aiohttp
-import msgspec
 
+from controlplane.admin_routes import decisions, experts, fleet, pools, session
+from controlplane.admin_routes.access import Access
+from controlplane.admin_routes.audit import audit
+from controlplane.admin_routes.intents import IntentRoutes
+from controlplane.admin_routes.openapi import describe
+from controlplane.admin_routes.pools import Pools
+from controlplane.admin_routes.route import Answer, Call, RefusedError, Route, RouteTable, json_answer
 from controlplane.config import Config
+from controlplane.decision_list import DecisionList
 from controlplane.expert_metrics import ExpertMetrics
 from controlplane.expert_placer import ExpertPlacer
-from controlplane.fleet_status import read_fleet
-from controlplane.placement.loads import ExpertLoadWindow, encode
-from controlplane.placement.plan_file import decode_plan
-from controlplane.placement.types import PlacementError
+from controlplane.fleet_status import FleetReader
+from controlplane.watch import Watch
 from kvstore.board import Board
 from kvstore.connection import RedisLink
 from kvstore.errors import RedisUnavailableError
+from kvstore.intents import IntentStore
 from kvstore.leases import LeaseStore
 from kvstore.types import WorkerId
-from workers.errors import WorkerError
-from workers.expert_client import ExpertClient, PlacementBusyError, PlacementRefusedError
+from router.admin_tokens import AdminTokens
+from router.intent_follower import IntentFollower
+from workers.expert_client import ExpertClient
 from workers.lease_follower import LeaseFollower
 from workers.membership import Joined, Left
 from workers.types import WorkerState
 
-ROUTES = (
-    "GET /healthz, GET /status, GET /metrics, GET /experts, GET /experts/WORKER/loads, GET /experts/WORKER/class-loads"
-    " and POST /experts/WORKER/placement"
-)
-_ENGINE = re.compile(r"/experts/([A-Za-z0-9._-]+)/(loads|class-loads|placement)")
+__all__ = ["AdminApi", "Answer"]
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Of one request."""
-
-    status: int
-    body: bytes
-    media_type: str = "application/json"
+_log = logging.getLogger(__name__)
+_ACCESS = (401, 403)
+_CLIENT_GONE = 499  # nginx's word for it
+_MAX_BODY_BYTES = 8 << 20  # an expert placement of the largest models is under one
 
 
 class AdminApi:
-    """One control plane's. `start` before the first request."""
+    """One control plane's. `start` before the first request.
 
-    def __init__(self, config: Config, redis_url: str) -> None:
+    `pools`: what can change the sizes of the pools, if anything here can. Raises AdminTokensError for a file of tokens
+    that cannot be used.
+    """
+
+    def __init__(self, config: Config, redis_url: str, pools: Pools | None = None) -> None:
+        namespace = config.redis.namespace
         self._config = config
-        self._store = LeaseStore(redis_url, config.redis.namespace, config.redis)
+        self._access = Access(config.admin, AdminTokens(config.admin.tokens_file), time.monotonic)
+        self._leases = LeaseStore(redis_url, namespace, config.redis)
+        self._board = Board(RedisLink(redis_url, config.redis), namespace)
+        self._intents = IntentStore(redis_url, namespace, config.redis)
+        self._wishes = IntentFollower(self._intents, config.redis.heartbeat_s, lambda _: None)
         self._fleet: dict[WorkerId, WorkerState] = {}
-        self._follower = LeaseFollower(self._store, config.redis, self._on_change)
+        self._follower = LeaseFollower(self._leases, config.redis, self._on_change)
         self._session = aiohttp.ClientSession()
-        self._board = Board(RedisLink(redis_url, config.redis), config.redis.namespace)
         self._placer = ExpertPlacer(
             ExpertClient(self._session), config.experts, self._fleet.values, self._board.classes.read_all
         )
-        self._metrics = ExpertMetrics(self._placer.status)
+        self._reader = FleetReader(self._leases, self._board, config.redis.lease_s)
+        self._decisions = DecisionList(self._board)
+        self._watch = Watch(self._reader, self._decisions, lambda: self._wishes.known)
+        self._table = RouteTable(self._routes(pools))
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Follow the fleet, and look after its experts unless that is switched off."""
+        """Follow the fleet and the operators, and look after experts unless that is switched off."""
+        running = [self._wishes.run(), self._watch.run()]
         if self._config.experts.mode != "off":
-            self._tasks = [asyncio.create_task(self._follower.run()), asyncio.create_task(self._placer.run())]
+            running += [self._follower.run(), self._placer.run()]
+        self._tasks = [asyncio.create_task(one) for one in running]
 
     async def close(self) -> None:
-        """End everything."""
-        self._follower.stop()
-        self._placer.stop()
+        """End everything, open streams too."""
+        for one in (self._wishes, self._watch, self._follower, self._placer):
+            one.stop()
         for task in self._tasks:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._session.close()
-        await self._board.close()
-        await self._store.close()
+        for store in (self._leases, self._board, self._intents):
+            await store.close()
 
-    async def answer(self, method: str, path: str, body: bytes) -> Answer:
-        """Never raises."""
-        match method, path:
-            case "GET", "/healthz":
-                return _json({"status": "ok"})
-            case "GET", "/status":
-                try:
-                    return _json(await read_fleet(self._store))
-                except RedisUnavailableError as error:
-                    return _error(503, "redis_unavailable", str(error))
-            case "GET", "/metrics":
-                return Answer(200, self._metrics.exposition(), "text/plain; version=0.0.4")
-            case "GET", "/experts":
-                return _json({"mode": self._config.experts.mode, "engines": self._placer.status()})
-        if found := _ENGINE.fullmatch(path):
-            worker_id = WorkerId(found[1])
-            match method, found[2]:
-                case "POST", "placement":
-                    return await self._place(worker_id, body)
-                case "GET", "loads":
-                    return self._loads(worker_id, self._placer.loads)
-                case "GET", "class-loads":
-                    return self._loads(worker_id, self._placer.class_loads)
-        return _error(404, "unknown_route", f"there is no {method} {path} here; the admin API has {ROUTES}")
-
-    def _loads(self, worker_id: WorkerId, of: Callable[[WorkerId], list[ExpertLoadWindow]]) -> Answer:
+    async def answer(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """The only way in; raises nothing but cancellation. `target`: path and query. `headers`: names in any case."""
+        path, _, query = target.partition("?")
+        lower = {name.lower(): value for name, value in headers.items()}
         try:
-            return Answer(200, encode(of(worker_id)))
-        except KeyError:
-            return _unknown(worker_id)
-
-    async def _place(self, worker_id: WorkerId, body: bytes) -> Answer:
+            route, parameters = self._table.find(method, path)
+        except RefusedError as refused:
+            return refused.answer()
+        who: str | None = None
         try:
-            return _json(await self._placer.place(worker_id, decode_plan(body, "plan")))
-        except KeyError:
-            return _unknown(worker_id)
-        except (PlacementError, PlacementRefusedError) as error:
-            return _error(400, "bad_plan", str(error))
-        except PlacementBusyError as error:
-            return _error(409, "busy", str(error))
-        except WorkerError as error:
-            return _error(502, "worker_failed", str(error))
+            operator = self._access.check(route, lower)
+            who = operator.name if route.role is not None else None
+            answer = await _carried_out(route, Call(operator, parameters, _query(query), lower, body))
+        except RefusedError as refused:
+            if route.is_change or refused.status in _ACCESS:
+                audit(refused.who or who, method, path, refused.status, refused.code)
+            return refused.answer()
+        except asyncio.CancelledError:
+            if route.is_change:  # the client went away; the change may be made all the same
+                audit(who, method, path, _CLIENT_GONE, "cancelled")
+            raise
+        if route.is_change:
+            audit(answer.who or who, method, path, answer.status)
+        return answer
+
+    def _routes(self, resizable: Pools | None) -> Sequence[Route]:
+        """The whole API. A new subject is a module of `admin_routes` and a line here."""
+        config = self._config
+        metrics = ExpertMetrics(self._placer.status)
+
+        async def alive(_: Call) -> Answer:
+            return json_answer({"status": "ok"})
+
+        async def exposition(_: Call) -> Answer:
+            return Answer(200, metrics.exposition(), "text/plain; version=0.0.4")
+
+        async def openapi(_: Call) -> Answer:
+            return json_answer(describe(self._table.routes))
+
+        return (
+            Route("GET", "/healthz", alive, "The process runs.", None),
+            Route("GET", "/metrics", exposition, "Prometheus metrics.", None, media_type="text/plain"),
+            Route("GET", "/openapi.json", openapi, "This document.", None),
+            *session.routes(self._access),
+            *fleet.fleet_routes(self._reader, lambda: self._wishes.known),
+            *fleet.slo_routes(self._watch),
+            *decisions.decision_routes(self._decisions, config.board.decision_ttl_s),
+            *decisions.event_routes(self._watch),
+            *IntentRoutes(self._intents, self._wishes, self._reader, config.slo).routes(),
+            *pools.routes(config.pools, resizable),
+            *experts.routes(self._placer, config.experts.mode),
+        )
 
     def _on_change(self, change: Joined | Left) -> None:
         match change:
@@ -131,13 +153,24 @@ class AdminApi:
                 self._fleet.pop(worker_id, None)
 
 
-def _unknown(worker_id: WorkerId) -> Answer:
-    return _error(404, "unknown_worker", f"no expert-parallel worker {worker_id!r} is in the fleet")
+async def _carried_out(route: Route, call: Call) -> Answer:
+    """Raises RefusedError and nothing else."""
+    if len(call.body) > _MAX_BODY_BYTES:
+        raise RefusedError(413, "body_too_large", f"the body is larger than {_MAX_BODY_BYTES} bytes")
+    try:
+        return await route.handle(call)
+    except RefusedError:
+        raise
+    except RedisUnavailableError as error:
+        raise RefusedError(503, "redis_unavailable", str(error)) from error
+    except Exception as error:
+        _log.exception("%s %s", route.method, route.path)
+        raise RefusedError(500, "internal", "internal error; the control plane's log has it") from error
 
 
-def _json(value: Any, status: int = 200) -> Answer:
-    return Answer(status, msgspec.json.encode(value))
-
-
-def _error(status: int, code: str, message: str) -> Answer:
-    return _json({"error": {"message": message, "code": code}}, status)
+def _query(text: str) -> dict[str, str]:
+    """Raises RefusedError 400."""
+    try:
+        return dict(parse_qsl(text, max_num_fields=32))
+    except ValueError:
+        raise RefusedError(400, "bad_query", "the query cannot be read") from None

@@ -17,13 +17,18 @@ from controlplane.telemetry import build_tracing
 from kvstore.board import open_board
 from kvstore.fleet_index import FleetIndex
 from kvstore.index_follower import IndexFollower
+from kvstore.intents import Intents, open_intents
 from kvstore.kv_log import open_kv_log
 from kvstore.leases import open_leases
 from kvstore.prefix_index import PrefixIndex
 from kvstore.types import WorkerId
+from router.admin_tokens import AdminTokens, AdminTokensError
 from router.build import build_core, core_recipe
+from router.class_counts import ClassCounts
+from router.class_gate import ClassGate
 from router.class_tokens import ClassTokens
 from router.dispatch import Dispatcher
+from router.drains import Drains
 from router.explain.decision_store import DecisionHistory, DecisionStore
 from router.explain.explainer import Explainer
 from router.gateway.endpoint_picker import EndpointPicker
@@ -31,11 +36,13 @@ from router.gateway.exchange import Picking
 from router.grpc_server import GrpcServer
 from router.http_listener import HttpListener, bind
 from router.intake import FrontDesk
+from router.intent_follower import IntentFollower
 from router.prompt_index import PromptIndex
 from router.replay.recorder import Recorder, new_recording_path
 from router.replicas import ReplicaExchange
 from router.service import Observer, RouterService
 from router.settings import RouterSettings
+from router.standing_reporter import StandingReporter, StandingSources
 from router.tokens.proof import TokenProofs
 from router.tokens.tokenizer import PromptTokenizer
 from router.tokens.types import Renderer
@@ -90,9 +97,10 @@ async def _route(
     stack.push_async_callback(tokenizer.close)
     index = FleetIndex(PrefixIndex(config.index.budget_bytes))
     prompts = PromptIndex(tokenizer, index, config.index.block_size_tokens)
-    service = await _follow(plan, stack, prompts)
-    desk = FrontDesk(settings, config.slo, prompts, digest_key=secrets.token_bytes(16))
-    http = HttpListener(service, desk, settings, tracing)
+    gate = ClassGate()
+    service = await _follow(plan, stack, prompts, gate)
+    desk = FrontDesk(settings, config.slo, prompts, digest_key=secrets.token_bytes(16), gate=gate)
+    http = HttpListener(service, desk, settings, tracing, _admin_tokens(config))
     grpc = GrpcServer(service, desk, settings, tracing)
     picker = EndpointPicker(Picking(service, desk, settings, tracing)) if settings.endpoint_picker.enabled else None
     sock = bind(settings.http.host, settings.http.port, "router.http.port")
@@ -118,11 +126,12 @@ def _spare_the_collector(stack: AsyncExitStack) -> None:
     gc.set_threshold(*_GC_THRESHOLDS)
 
 
-async def _follow(plan: RouterPlan, stack: AsyncExitStack, prompts: PromptIndex) -> RouterService:
-    """The service, and the tasks that follow leases, KV blocks and other replicas through Redis into it."""
+async def _follow(plan: RouterPlan, stack: AsyncExitStack, prompts: PromptIndex, gate: ClassGate) -> RouterService:
+    """The service, and the tasks that follow leases, KV blocks, other replicas and operators through Redis into it."""
     config, settings, namespace = plan.config, plan.config.router, plan.config.redis.namespace
     leases = await stack.enter_async_context(open_leases(plan.redis_url, namespace, config.redis))
     kv_log = await stack.enter_async_context(open_kv_log(plan.redis_url, namespace, config.index, config.redis))
+    intents = await stack.enter_async_context(open_intents(plan.redis_url, namespace, config.redis))
     board = await stack.enter_async_context(open_board(plan.redis_url, namespace, config.redis))
     client = EngineClient(settings.engine_http)
     stack.push_async_callback(client.close)
@@ -133,6 +142,7 @@ async def _follow(plan: RouterPlan, stack: AsyncExitStack, prompts: PromptIndex)
     recipe = core_recipe(settings, config.slo, seed=secrets.randbits(63))
     warm_by_s = time.monotonic() + _WARM_UP_S
     classes = ClassTokens()
+    counts, drains = ClassCounts(), Drains()
     service = RouterService(
         build_core(recipe),
         Dispatcher(client, proofs.applied),
@@ -140,6 +150,7 @@ async def _follow(plan: RouterPlan, stack: AsyncExitStack, prompts: PromptIndex)
         redis_up=lambda: follower.redis_up,
         history=history,
         observers=[
+            counts.observe,
             *([classes.observe] if _has_experts(config) else []),
             *start_recorder(settings, recipe, stack),
         ],
@@ -147,10 +158,18 @@ async def _follow(plan: RouterPlan, stack: AsyncExitStack, prompts: PromptIndex)
     )
 
     def on_membership(change: Joined | Left) -> None:
-        service.on_membership(change)
+        service.on_membership(drains.on_membership(change))
         if settings.tokens.send_ids:
             proofs.on_membership(change)
 
+    def on_intents(now: Intents) -> None:
+        gate.set_paused({name: intent.retry_after_s for name, intent in now.paused.items()})
+        for change in drains.on_drained(now.drained):
+            service.on_membership(change)
+        reporter.look_now()
+
+    reporter = StandingReporter(board, replica_id, StandingSources(service, counts, drains, gate))
+    wishes = IntentFollower(intents, config.redis.heartbeat_s, on_intents)
     follower = LeaseFollower(leases, config.redis, on_membership)
     blocks = IndexFollower(kv_log, prompts.index, config.index, config.redis.lease_s, service.on_slots_changed)
     exchange = ReplicaExchange(
@@ -162,8 +181,9 @@ async def _follow(plan: RouterPlan, stack: AsyncExitStack, prompts: PromptIndex)
         class_tokens=lambda: classes.tokens(time.monotonic()),
         on_reports=service.handle,
     )
+    await wishes.look()
     await follower.look()
-    for following in (follower, blocks, exchange):
+    for following in (follower, blocks, exchange, wishes, reporter):
         stack.push_async_callback(_end, asyncio.create_task(following.run()), following.stop)
     return service
 
@@ -171,6 +191,15 @@ async def _follow(plan: RouterPlan, stack: AsyncExitStack, prompts: PromptIndex)
 def _has_experts(config: Config) -> bool:
     """Whether anybody will read what classes ask for: counting is a few microseconds a request."""
     return config.experts.mode == "apply" or (config.experts.mode == "observe" and config.engine.experts is not None)
+
+
+def _admin_tokens(config: Config) -> AdminTokens:
+    """Whoever may read decisions on the clients' port: nobody, where this process has no such file."""
+    try:
+        return AdminTokens(config.admin.tokens_file)
+    except AdminTokensError as error:
+        _log.warning("%s; decisions are explained by the control plane only", error)
+        return AdminTokens(None)
 
 
 def build_history(settings: RouterSettings, replica_id: str) -> DecisionHistory:

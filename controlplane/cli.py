@@ -8,16 +8,12 @@ import uuid
 from pathlib import Path
 from typing import Annotated
 
-import aiohttp
-import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from controlplane import experts_cli, explain_cli
+from controlplane import experts_cli, explain_cli, operate_cli
 from controlplane.cli_error import fail
 from controlplane.config import Config, ConfigError, dump_config, load_config
-from controlplane.fleet_status import FleetStatus
 from kvstore.errors import KvStoreError
 from kvstore.types import WorkerId
 from workers.engine_probe import EngineNotAnsweringError
@@ -62,38 +58,7 @@ def up(
         fail(str(error))
 
 
-@app.command()
-def status(
-    admin: Annotated[str, typer.Option(help="URL of the admin API")] = "http://127.0.0.1:8002",
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
-) -> None:
-    """Workers, roles, load and leases."""
-    try:
-        body = asyncio.run(_get(f"{admin.rstrip('/')}/status"))
-    except (aiohttp.ClientError, TimeoutError) as error:
-        fail(f"no status from {admin}: {error}; is Headrace up, and is --admin its admin address?")
-    if as_json:
-        print(body.decode())
-        return
-    fleet = msgspec.json.decode(body, type=FleetStatus)
-    table = Table("worker", "role", "phase", "model", "address", "running", "waiting", "KV blocks", "lease")
-    for worker in fleet.workers:
-        table.add_row(
-            worker.id,
-            worker.role,
-            worker.phase,
-            worker.model,
-            worker.address or "-",
-            str(worker.running_seqs),
-            str(worker.waiting_seqs),
-            f"{worker.kv_blocks_used}/{worker.kv_blocks_total} x {worker.block_size_tokens}",
-            f"{worker.lease_s:g} s",
-        )
-    console = Console()
-    # Into a pipe or a narrow window, whole rows are worth more than a frame that fits.
-    Console(width=max(console.width, 140)).print(table)
-
-
+operate_cli.register(app)
 explain_cli.register(app)
 
 
@@ -136,15 +101,6 @@ def check(file: Annotated[Path, typer.Argument(help="headrace.yaml")]) -> None:
 def show(config: ConfigOption = None, overrides: SetOption = None) -> None:
     """Print the whole configuration, defaults included, passwords masked."""
     print(dump_config(_load(config, overrides or [], None)), end="")
-
-
-async def _get(url: str) -> bytes:
-    timeout = aiohttp.ClientTimeout(total=10.0)
-    async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as response:
-        body = await response.read()
-        if response.status != 200:
-            raise aiohttp.ClientError(f"{response.status} {body.decode(errors='replace')[:300]}")
-        return body
 
 
 def _load(path: Path | None, overrides: list[str], pools: str | None) -> Config:

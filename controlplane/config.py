@@ -13,10 +13,11 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from controlplane.admin_settings import AdminSettings
 from controlplane.placement.settings import ExpertSettings
 from kvstore.redis_url import without_password
 from kvstore.settings import BoardSettings, IndexSettings, RedisSettings
-from router.settings import ListenSettings, RouterSettings
+from router.settings import RouterSettings
 from router.slo_settings import SloSettings
 from workers.settings import EngineSettings, KvEventSettings
 
@@ -40,6 +41,9 @@ class PoolSettings(BaseModel):
     prefill: int = Field(1, ge=0, le=10_000, description="workers that compute prompts for others")
     decode: int = Field(1, ge=0, le=10_000, description="workers that answer, on blocks handed to them")
     mixed: int = Field(0, ge=0, le=10_000, description="workers that do both for themselves")
+    max_size: int = Field(
+        64, ge=1, le=10_000, description="no pool is made larger than this while Headrace runs; the sizes above may be"
+    )
 
     @model_validator(mode="after")
     def _can_answer(self) -> "PoolSettings":
@@ -72,7 +76,7 @@ class Config(BaseModel):
     kv_events: KvEventSettings = KvEventSettings()
     board: BoardSettings = BoardSettings()
     experts: ExpertSettings = ExpertSettings()
-    admin: ListenSettings = ListenSettings(port=8002)
+    admin: AdminSettings = AdminSettings()
     redis: RedisSettings = RedisSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     state_dir: str = Field("~/.cache/headrace", min_length=1, description="converted demo model, logs, sockets")

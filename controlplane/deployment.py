@@ -1,47 +1,101 @@
 """The Ray Serve application: admin ingress, routers and pools as one graph; and a local Ray to run it on."""
 
+import asyncio
 import contextlib
 import functools
 import io
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve._private.common import DeploymentID  # the controller's methods ask for it
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from controlplane.admin import AdminApi
+from controlplane.admin_routes.audit import AUDIT
+from controlplane.admin_routes.pools import PoolsError
 from controlplane.app import RouterPlan, run_router, worker_plan
 from controlplane.config import Config
 from router.deployment import build_router
-from workers.deployment import build_pool
+from workers.deployment import POOL_NAMES, build_pool
 from workers.types import Role
 
 APPLICATION = "headrace"
 
 
+_MOST_CALLS = 256  # at once; each open stream of events is one
+_GOING = ("STOPPING", "STOPPED")
+
+
+class ServePools:
+    """The pools of this application, as Serve's controller counts them."""
+
+    async def sizes(self) -> Mapping[Role, int]:
+        """By Serve's status. Raises PoolsError."""
+        try:
+            found = await asyncio.to_thread(serve.status)
+        except RayError as error:
+            raise PoolsError(f"Serve does not say how many workers there are: {error}") from error
+        deployed = found.applications[APPLICATION].deployments
+        return {
+            role: sum(count for state, count in deployed[name].replica_states.items() if state not in _GOING)
+            for role, name in POOL_NAMES.items()
+            if name in deployed
+        }
+
+    async def resize(self, role: Role, size: int) -> None:
+        """Through the controller's method for external scalers: a redeployment would restart every worker."""
+        controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+        deployment = DeploymentID(name=POOL_NAMES[role], app_name=APPLICATION)
+        try:
+            await controller.update_deployment_replicas.remote(deployment, size)
+        except (RayError, ValueError) as error:
+            raise PoolsError(f"Serve does not change the pool's size: {error}") from error
+
+
 class ControlPlaneReplica:
     """The admin API. Its children, routers and pools, are deployed with it and reached on their own ports."""
 
-    async def __init__(self, config: Config, redis_url: str, *children: Any) -> None:  # type: ignore[misc]
+    async def __init__(self, config: Config, redis_url: str, log_dir: Path, *children: Any) -> None:  # type: ignore[misc]
         self._children = children  # handles: held so that Serve deploys them
-        self._api = AdminApi(config, redis_url)
+        self._audit = _audit_to(log_dir / "audit.jsonl")
+        self._api = AdminApi(config, redis_url, ServePools())
         self._api.start()
 
     async def __call__(self, request: Request) -> Response:
         """See AdminApi."""
-        answer = await self._api.answer(request.method, request.url.path, await request.body())
-        return Response(answer.body, status_code=answer.status, media_type=answer.media_type)
+        # The target as it came: a decoded path has lost which slashes were part of a name.
+        path = request.scope.get("raw_path", request.url.path.encode()).decode("ascii", "replace").partition("?")[0]
+        target = f"{path}?{request.url.query}" if request.url.query else path
+        answer = await self._api.answer(request.method, target, request.headers, await request.body())
+        headers = dict(answer.headers)
+        if answer.stream is not None:
+            return StreamingResponse(answer.stream, answer.status, headers, answer.media_type)
+        return Response(answer.body, answer.status, headers, answer.media_type)
 
     async def __del__(self) -> None:
         """Serve awaits this on shutdown."""
         await self._api.close()
+        AUDIT.removeHandler(self._audit)
+        self._audit.close()
+
+
+def _audit_to(path: Path) -> logging.Handler:
+    """Audit lines in a file of their own beside the other logs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    AUDIT.addHandler(handler)
+    AUDIT.setLevel(logging.INFO)
+    return handler
 
 
 def build_application(config: Config, redis_url: str, log_dir: Path) -> Any:
@@ -55,10 +109,19 @@ def build_application(config: Config, redis_url: str, log_dir: Path) -> Any:
     pools = [
         build_pool(worker_plan(config, role, redis_url, log_dir), size) for role, size in sizes.items() if size > 0
     ]
+    return bind_control_plane(config, redis_url, log_dir, router, *pools)
+
+
+def bind_control_plane(config: Config, redis_url: str, log_dir: Path, *children: Any) -> Any:
+    """The ingress, with what is deployed beside it."""
     control_plane: Any = serve.deployment(
-        ControlPlaneReplica, name="ControlPlane", num_replicas=1, ray_actor_options={"num_cpus": 0}
+        ControlPlaneReplica,
+        name="ControlPlane",
+        num_replicas=1,
+        max_ongoing_requests=_MOST_CALLS,
+        ray_actor_options={"num_cpus": 0},
     )
-    return control_plane.bind(config, redis_url, router, *pools)
+    return control_plane.bind(config, redis_url, log_dir, *children)
 
 
 @contextmanager
@@ -93,13 +156,28 @@ def local_ray() -> Iterator[None]:
 @contextmanager
 def deployed(config: Config, redis_url: str, log_dir: Path) -> Iterator[None]:
     """Deploy the application; shut it down, engines included, at the end. Raises RuntimeError if Serve cannot."""
-    serve.start(
-        http_options={"host": config.admin.host, "port": config.admin.port}, logging_config={"log_level": "ERROR"}
-    )
+    with running(config, build_application(config, redis_url, log_dir)):
+        yield
+
+
+@contextmanager
+def running(config: Config, application: Any) -> Iterator[None]:
+    """An application on the admin address. Raises RuntimeError if Serve cannot."""
+    serve.start(http_options=_http_options(config), logging_config={"log_level": "ERROR"})
     try:
-        serve.run(build_application(config, redis_url, log_dir), name=APPLICATION, route_prefix="/")
+        # The external scaler is ServePools.
+        serve.run(application, name=APPLICATION, route_prefix="/", external_scaler_enabled=True)
         yield
     finally:
         # Ray's own threads print the controller's intended death as an error, on whatever sys.stdout is then.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             serve.shutdown()
+
+
+def _http_options(config: Config) -> dict[str, Any]:
+    """Where the admin API listens, with its certificates."""
+    admin = config.admin
+    options: dict[str, Any] = {"host": admin.host, "port": admin.port}
+    if admin.tls is not None:
+        options |= {"ssl_certfile": admin.tls.cert_file, "ssl_keyfile": admin.tls.key_file}
+    return options

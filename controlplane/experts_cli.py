@@ -1,16 +1,15 @@
 """`headrace experts`: plan which rank holds which experts, try policies on recorded loads, see and change what is."""
 
-import asyncio
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import aiohttp
 import msgspec
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from controlplane.admin_client import DEFAULT_URL, AdminClient, AdminOption, JsonOption, TokenOption, run, segment
 from controlplane.cli_error import fail
 from controlplane.placement.cost import Aim
 from controlplane.placement.eplb import linear
@@ -32,8 +31,8 @@ MatchOption = Annotated[str, typer.Option("--match", help="of several loads in t
 RanksOption = Annotated[int, typer.Option("--ranks", min=1, help="expert-parallel ranks")]
 SlotsOption = Annotated[int, typer.Option("--slots-per-rank", min=1, help="experts that a rank holds of each layer")]
 NodesOption = Annotated[int, typer.Option("--nodes", min=1, help="machines; ranks divide evenly over them")]
-AdminOption = Annotated[str, typer.Option("--admin", help="URL of the control plane's admin API")]
-JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable")]
+
+_PLACEMENT_TIMEOUT_S = 330.0  # an engine may take minutes to move its weights
 
 
 @app.command()
@@ -116,9 +115,9 @@ def simulate(
 
 
 @app.command()
-def show(admin: AdminOption = "http://127.0.0.1:8002", as_json: JsonOption = False) -> None:
+def show(admin: AdminOption = DEFAULT_URL, token_file: TokenOption = None, as_json: JsonOption = False) -> None:
     """What the engines hold now, how even their load is, and what was decided last."""
-    raw = _ask("GET", f"{admin}/experts")
+    raw = run(AdminClient(admin, token_file), "GET", "/experts")
     if as_json:
         print(raw.decode())
         return
@@ -151,24 +150,34 @@ def loads(
     by_class: Annotated[
         bool, typer.Option("--by-class", help="their sum instead, as it is likely to divide by class of traffic")
     ] = False,
-    admin: AdminOption = "http://127.0.0.1:8002",
+    admin: AdminOption = DEFAULT_URL,
+    token_file: TokenOption = None,
 ) -> None:
     """Print an engine's latest windows of load, as `plan` and `simulate` read them."""
-    print(_ask("GET", f"{admin}/experts/{worker}/{'class-loads' if by_class else 'loads'}").decode())
+    print(
+        run(
+            AdminClient(admin, token_file),
+            "GET",
+            f"/experts/{segment(worker)}/{'class-loads' if by_class else 'loads'}",
+        ).decode()
+    )
 
 
 @app.command()
 def apply(
     plan_file: Annotated[Path, typer.Option("--plan", help="a plan, as `headrace experts plan --json` prints it")],
     worker: Annotated[str, typer.Option("--worker", help="id of the expert-parallel worker")],
-    admin: AdminOption = "http://127.0.0.1:8002",
+    admin: AdminOption = DEFAULT_URL,
+    token_file: TokenOption = None,
 ) -> None:
     """Put a plan into a running engine; it waits for no restart, and loses no request."""
     try:
         read_plan(plan_file)
     except PlacementError as error:
         fail(str(error), code=2)
-    print(_ask("POST", f"{admin}/experts/{worker}/placement", plan_file.read_bytes()).decode())
+    client, body = AdminClient(admin, token_file), plan_file.read_bytes()
+    path = f"/experts/{segment(worker)}/placement"
+    print(run(client, "POST", path, body, _PLACEMENT_TIMEOUT_S).decode())
 
 
 def read_plan(path: Path) -> Placement:
@@ -218,29 +227,3 @@ def _show_plan(plan: Plan, topology: Topology, prices: Prices, scenarios: list[S
     worst = min(scenarios, key=lambda scenario: float(plan.balancedness[scenario.name].mean()))
     print(f"\nranks by layer under {worst.name}, slowest at the right\n{LEGEND}\n")
     print("\n".join(heat_map(plan.placement, topology, worst.tokens)))
-
-
-def _ask(method: str, url: str, body: bytes | None = None) -> bytes:
-    async def ask() -> tuple[int, bytes]:
-        timeout = aiohttp.ClientTimeout(total=330.0)  # an engine may take minutes to move its weights
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.request(method, url, data=body) as response,
-        ):
-            return response.status, await response.read()
-
-    try:
-        status, answer = asyncio.run(ask())
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        fail(f"{url}: {error}; is Headrace up?")
-    if status != 200:
-        fail(_message(answer))
-    return answer
-
-
-def _message(answer: bytes) -> str:
-    try:
-        found: Any = msgspec.json.decode(answer)["error"]["message"]
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return answer.decode(errors="replace")[:300]
-    return str(found)

@@ -3,11 +3,10 @@
 import asyncio
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import quote
 
-import aiohttp
 import typer
 
+from controlplane.admin_client import AdminClient, AdminError, JsonOption, TokenOption, segment
 from controlplane.cli_error import fail
 from controlplane.config import Config, ConfigError, load_config
 from kvstore.board import open_board
@@ -31,9 +30,16 @@ def register(app: typer.Typer) -> None:
 
 def explain(
     request_id: Annotated[str, typer.Argument(help="x-request-id of the response, or the router's own id")],
-    url: Annotated[str | None, typer.Option(help="URL of a router; none: router.http of the configuration")] = None,
+    admin: Annotated[
+        str | None,
+        typer.Option(
+            "--admin", envvar="HEADRACE_ADMIN_URL", help="URL of the admin API; none: admin of the configuration"
+        ),
+    ] = None,
+    token_file: TokenOption = None,
+    url: Annotated[str | None, typer.Option(help="ask this router instead: it knows what still runs")] = None,
     config: ConfigOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable")] = False,
+    as_json: JsonOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Why a request ran where it did, why not elsewhere, why so late, or why it was rejected."""
@@ -41,7 +47,9 @@ def explain(
         tree = load_config(config, overrides or [])
     except ConfigError as error:
         fail(str(error), code=2)
-    data = asyncio.run(_find(request_id, url or _router_url(tree), tree))
+    data = asyncio.run(
+        _find(request_id, AdminClient(url or admin or tree.admin.url, token_file), url is not None, tree)
+    )
     if as_json:
         print(data.decode())
         return
@@ -89,21 +97,21 @@ def tell_again(file: Path, policy: str | None) -> tuple[str, int]:
     return _replayed(file, report), 0 if report.difference is None else 1
 
 
-async def _find(request_id: str, url: str, tree: Config) -> bytes:
-    """The record, from the router or from Redis."""
-    data, missing = await _from_router(request_id, url)
-    if data is None:
+async def _find(request_id: str, client: AdminClient, is_router: bool, tree: Config) -> bytes:
+    """The record, from the admin API or a router, or from Redis."""
+    try:
+        return await client.ask("GET", ("/headrace" if is_router else "") + f"/decisions/{segment(request_id)}")
+    except AdminError as error:
         data, missing_there = await _from_redis(request_id, tree)
-        missing += f"\nerror: {missing_there}"
-    if data is None:
-        fail(missing)
-    return data
+        if data is None:
+            fail(f"{error}\nerror: {missing_there}")
+        return data
 
 
 async def _from_redis(request_id: str, tree: Config) -> tuple[bytes | None, str]:
     """The record that routers have shipped; None, and why there is none."""
     if tree.redis.url is None:
-        return None, "a router knows its own requests only; with --config or --set redis.url=... Redis is asked too"
+        return None, "with --config or --set redis.url=... Redis is asked too"
     redis, ttl_s = tree.redis, tree.board.decision_ttl_s
     try:
         async with open_board(tree.redis.url, redis.namespace, redis) as board:
@@ -111,27 +119,6 @@ async def _from_redis(request_id: str, tree: Config) -> tuple[bytes | None, str]
     except KvStoreError as error:
         return None, str(error)
     return data, f"Redis has no record of it either; records stay there for {ttl_s:g} s"
-
-
-async def _from_router(request_id: str, url: str) -> tuple[bytes | None, str]:
-    """The router's record; None, and why there is none."""
-    address = f"{url.rstrip('/')}/headrace/decisions/{quote(request_id, safe='')}"
-    timeout = aiohttp.ClientTimeout(total=10.0)
-    try:
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(address) as response:
-            body = await response.read()
-            if response.status == 200:
-                return body, ""
-            if response.status == 404:
-                return None, f"{url} knows no request {request_id!r}; it keeps the last router.explain.keep_requests"
-            return None, f"{url} answers {response.status} {body.decode(errors='replace')[:300]}"
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        return None, f"no answer from {url}: {error or type(error).__name__}; is Headrace up, and is --url its router?"
-
-
-def _router_url(tree: Config) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(tree.router.http.host, tree.router.http.host)
-    return f"{tree.router.http.scheme}://{f'[{host}]' if ':' in host else host}:{tree.router.http.port}"
 
 
 def _replayed(file: Path, report: Report) -> str:

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import aiohttp
 
+from controlplane.admin_settings import AdminSettings
 from controlplane.app import demo_model_path
 from controlplane.config import Config
 from controlplane.embedded_redis import embedded_redis
@@ -27,9 +28,11 @@ from controlplane.fleet_status import FleetStatus, read_fleet
 from controlplane.progress import Progress
 from kvstore.leases import LeaseStore, open_leases
 from kvstore.redis_url import without_password
+from router.admin_tokens import AdminTokens, AdminTokensError
 from router.http.settings import HttpSettings
 from router.settings import GrpcSettings, ListenSettings
 from router.tls import TlsError, build_context
+from router.tls_settings import TlsSettings
 from workers.child_process import ChildProcess, inherited_env
 from workers.demo_model import is_converted
 from workers.worker import experts_problem
@@ -86,6 +89,16 @@ def _listening_problems(config: Config) -> Iterator[str]:
             build_context(socket_settings.tls, f"{key}.tls")
         except TlsError as error:
             yield str(error)
+    yield from _admin_problems(admin)
+
+
+def _admin_problems(admin: AdminSettings) -> Iterator[str]:
+    try:
+        AdminTokens(admin.tokens_file)
+        if admin.tls is not None:
+            build_context(TlsSettings(cert_file=admin.tls.cert_file, key_file=admin.tls.key_file), "admin.tls")
+    except (AdminTokensError, TlsError) as error:
+        yield str(error)
 
 
 def _model_problems(config: Config) -> Iterator[str]:

@@ -54,6 +54,19 @@ class DecisionRecords:
             record = await self._link.client.get(self._key(request_id))
             return record.encode() if isinstance(record, str) else record
 
+    async def newest(self, skip: int, limit: int) -> list[tuple[str, bytes | None]]:
+        """Request ids and their decisions, the newest first, `skip` of them left out; None: expired meanwhile."""
+        with self._link.translated():
+            client = self._link.client
+            ids: Any = await client.zrevrange(self._order_key, skip, skip + limit - 1)
+            names = [_text(request_id) for request_id in ids]
+            pipe = client.pipeline(transaction=False)
+            for name in names:
+                pipe.get(self._key(name))
+            records = await pipe.execute() if names else []
+        found = [record.encode() if isinstance(record, str) else record for record in records]
+        return list(zip(names, found, strict=True))
+
     async def _make_room(self, excess: int) -> None:
         oldest: Any = await self._link.client.zpopmin(self._order_key, excess)
         pipe = self._link.client.pipeline(transaction=False)
@@ -63,3 +76,7 @@ class DecisionRecords:
 
     def _key(self, request_id: str) -> str:
         return f"{self._prefix}:{request_id}"
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode(errors="replace")

@@ -6,12 +6,11 @@ Keys of one cluster (the braces are part of the names, see `kvstore/connection.p
     {namespace}:changed            channel; a message means "look now instead of at the next heartbeat"
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
+from kvstore.channel import Channel
 from kvstore.connection import RedisLink
-from kvstore.errors import RedisUnavailableError
 from kvstore.expiring_records import ExpiringRecords
 from kvstore.settings import RedisSettings
 from kvstore.types import WorkerId
@@ -27,7 +26,7 @@ class LeaseStore:
     def __init__(self, url: str, namespace: str, settings: RedisSettings | None = None) -> None:
         self._link = RedisLink(url, settings)
         self._records = ExpiringRecords(self._link, f"{{{namespace}}}:workers", f"{{{namespace}}}:worker")
-        self._channel = f"{{{namespace}}}:changed"
+        self._channel = Channel(self._link, f"{{{namespace}}}:changed")
 
     async def ping(self) -> None:
         """Raise unless the server answers."""
@@ -39,8 +38,7 @@ class LeaseStore:
 
     async def announce(self) -> None:
         """Tell followers to look now: a worker joined, left or changed its phase."""
-        with self._link.translated():
-            await self._link.client.publish(self._channel, b"")
+        await self._channel.announce()
 
     async def read_all(self) -> dict[WorkerId, bytes]:
         """Every live record. Ids whose record has expired are dropped from the set."""
@@ -51,19 +49,9 @@ class LeaseStore:
         left_s = await self._records.remaining_s(worker_ids)
         return {WorkerId(worker_id): seconds for worker_id, seconds in left_s.items()}
 
-    async def changes(self, poll_s: float) -> AsyncGenerator[None, None]:
+    def changes(self, poll_s: float) -> AsyncGenerator[None, None]:
         """Yield whenever it is time to look again: after an announcement, else every `poll_s`. Survives outages."""
-        while True:
-            try:
-                with self._link.translated():
-                    async with self._link.client.pubsub(ignore_subscribe_messages=True) as pubsub:
-                        await pubsub.subscribe(self._channel)
-                        while True:
-                            await pubsub.get_message(timeout=poll_s)
-                            yield
-            except RedisUnavailableError:
-                yield
-                await asyncio.sleep(poll_s)
+        return self._channel.changes(poll_s)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from router.admin_tokens import AdminTokens
 from router.errors import ApiError, bad_request, method_not_allowed, unknown_route
 from router.http.message import HttpRequest
 from router.http.reply import Reply
@@ -28,6 +29,7 @@ _log = logging.getLogger(__name__)
 _NEVER_SHED = frozenset(("/healthz", "/health", "/readyz", "/metrics"))
 _READING = ("GET", "HEAD")
 _JSON = {"content-type": "application/json"}
+_DECISIONS = "/headrace/decisions/"
 _MAX_QUOTED_CHARS = 256  # of a path or a name, in an error message
 
 
@@ -53,12 +55,20 @@ def bind(host: str, port: int, setting: str) -> socket.socket:
 class HttpListener:
     """Serves one bound socket."""
 
-    def __init__(self, service: RouterService, desk: FrontDesk, settings: RouterSettings, tracing: Tracing) -> None:
-        """Raises TlsError for certificates that cannot be used."""
+    def __init__(
+        self,
+        service: RouterService,
+        desk: FrontDesk,
+        settings: RouterSettings,
+        tracing: Tracing,
+        admins: AdminTokens | None = None,
+    ) -> None:
+        """`admins` may read decisions. Raises TlsError for certificates that cannot be used."""
         self._service = service
         self._desk = desk
         self._settings = settings
         self._tracing = tracing
+        self._admins = admins or AdminTokens(None)
         self._server = HttpServer(
             self._handle,
             settings.http,
@@ -77,7 +87,7 @@ class HttpListener:
             "/v1/models": self._list_models,
         }
         self._prefixes: dict[str, _Route] = {
-            "/headrace/decisions/": self._decision,
+            _DECISIONS: self._decision,
             "/v1/models/": self._get_model,
         }
 
@@ -122,6 +132,8 @@ class HttpListener:
             raise unknown_route(http.path[:_MAX_QUOTED_CHARS])
         if http.method not in _READING:
             raise method_not_allowed(http.method, http.path[:_MAX_QUOTED_CHARS], _READING)
+        if http.path.startswith(_DECISIONS):
+            self._check_may_explain(http)
         return route(argument)
 
     async def _infer(self, http: HttpRequest, reply: Reply) -> None:
@@ -163,8 +175,19 @@ class HttpListener:
     def _metrics(self, _: str) -> "_Answer":
         return _Answer(200, {"content-type": "text/plain; version=0.0.4"}, self._service.metrics.exposition())
 
+    def _check_may_explain(self, http: HttpRequest) -> None:
+        """Decisions name tenants, workers and loads: not every client's business. Raises ApiError 403."""
+        if self._settings.explain.public or self._admins.find_bearer(http.headers.get("authorization")) is not None:
+            return
+        raise bad_request(
+            "decisions are for operators: with a token of admin.tokens_file, or through `headrace explain`, which asks "
+            "the admin API; router.explain.public opens this to everybody",
+            code="decisions_closed",
+            status=403,
+        )
+
     def _decision(self, request_id: str) -> "_Answer":
-        """Why a request ran where it did: `headrace explain` reads this. Neither prompts nor answers are in it."""
+        """Why a request ran where it did. Neither prompts nor answers are in it."""
         record = self._service.history.get(request_id)
         if record is None:
             message = f"this router has no record of the request {request_id[:64]!r}: unknown here, or too long ago"

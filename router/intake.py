@@ -3,13 +3,14 @@
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import xxhash
 from msgspec import Struct
 from msgspec.structs import replace
 
 from kvstore.types import RequestId
+from router.class_gate import ClassGate
 from router.dispatch import EngineCall
 from router.openai import (
     CHAT_ROUTE,
@@ -58,9 +59,13 @@ class FrontDesk:
     slo: SloSettings
     prompts: PromptIndex
     digest_key: bytes = b""  # secret: a recording holds digests, and short prompts could be guessed from plain ones
+    gate: ClassGate = field(default_factory=ClassGate)
 
     async def take_in(self, route: str, raw_body: bytes, headers: Mapping[str, str], facts: FleetFacts) -> Intake:
-        """Understand a request; raises ApiError 400. `headers` with lower-case names or case-insensitive."""
+        """Understand a request; raises ApiError 400, or 503 for a paused class.
+
+        `headers` with lower-case names or case-insensitive.
+        """
         body = parse_body(route, raw_body)
         model = facts.base_of.get(body.model, body.model)
         adapter = body.model if model != body.model else ""
@@ -68,6 +73,8 @@ class FrontDesk:
             check_fields(body.fields, facts.fields.get(model, frozenset()))
         has_terms = self.slo.enabled and route in GENERATION_ROUTES
         resolved = resolve(headers, self.slo) if has_terms else _NO_TERMS
+        if has_terms:
+            self.gate.check(resolved.terms.class_name)
         located = await self.prompts.locate(model, route, body.fields, adapter)
         request_id = RequestId(os.urandom(16).hex())  # never the client's: two clients may send the same
         public_id = usable_request_id(headers.get("x-request-id")) or request_id

@@ -32,7 +32,7 @@ class WorkerReplica:
         await asyncio.gather(self._task, return_exceptions=True)
 
 
-_CLASSES = {Role.PREFILL: "PrefillWorker", Role.DECODE: "DecodeWorker", Role.MIXED: "MixedWorker"}
+POOL_NAMES = {Role.PREFILL: "PrefillWorker", Role.DECODE: "DecodeWorker", Role.MIXED: "MixedWorker"}
 
 
 def build_pool(plan: WorkerPlan, num_replicas: int) -> Any:
@@ -40,7 +40,7 @@ def build_pool(plan: WorkerPlan, num_replicas: int) -> Any:
     engine = plan.engine
     deployment: Any = serve.deployment(
         WorkerReplica,
-        name=_CLASSES[plan.role],
+        name=POOL_NAMES[plan.role],
         num_replicas=num_replicas,
         ray_actor_options={"num_cpus": engine.num_cpus, "num_gpus": engine.reserved_gpus},
         graceful_shutdown_timeout_s=2 * engine.shutdown_timeout_s + 15.0,

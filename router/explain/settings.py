@@ -11,6 +11,11 @@ class ExplainSettings(BaseModel):
     keep_requests: int = Field(10_000, ge=0, le=10_000_000, description="ended requests that a router can explain")
     keep_bytes: int = Field(32 << 20, ge=0, description="memory for them, in each router")
     headers: bool = Field(True, description="x-headrace-* response headers for requests with `x-headrace-explain: 1`")
+    public: bool = Field(
+        False,
+        description="GET /headrace/decisions/ID on the clients' port for everybody; false: for tokens of "
+        "admin.tokens_file only",
+    )
     record_dir: str | None = Field(
         None, min_length=1, description="each router records events and decisions here, for `headrace replay`; none: no"
     )

@@ -9,6 +9,7 @@ Source: OpenAPI Specification 3.1.0.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from router import class_gate
 from router.errors import reject_codes
 from router.openai import GENERATION_ROUTES
 from router.openapi.parameters import request_headers
@@ -34,13 +35,14 @@ _CODES: Mapping[int, tuple[str, ...]] = {
     ),
     413: ("body_too_large",),
     500: ("internal",),
-    503: ("router_overloaded",),
+    503: ("router_overloaded", class_gate.CODE),
 }
 # What the HTTP server refuses of any request (router/http/).
 _SERVER_CODES = (
     *("malformed_request", "request_timeout", "target_too_long", "head_too_large", "too_many_headers"),
     *("header_too_large", "expectation_failed"),
 )
+_CLOSED = ("decisions_closed",)
 _NOT_FOUND = {"model": ("model_not_found",), "decision": ("decision_not_found",)}
 # Of answers that are part of no operation: other paths and methods, other protocols, streams that broke off (gRPC
 # only), gateways.
@@ -58,7 +60,7 @@ _WORDS = {
     429: "Its targets cannot be promised now.",
     500: "A bug of the router.",
     502: "Every worker that was tried failed the request.",
-    503: "No worker can serve it now.",
+    503: "No worker can serve it now, or its class is paused.",
 }
 _RETRY_AFTER = {"description": "Seconds after which to ask again.", "schema": {"type": "integer", "minimum": 1}}
 _REQUEST_ID = {
@@ -91,7 +93,7 @@ def describe(settings: RouterSettings, slo: SloSettings, models: Sequence[str], 
 
 def error_codes() -> frozenset[str]:
     """Every `code` that the document names."""
-    tables = (*_CODES.values(), *reject_codes().values(), _NOT_FOUND["model"], _NOT_FOUND["decision"])
+    tables = (*_CODES.values(), *reject_codes().values(), *_NOT_FOUND.values(), _CLOSED)
     return frozenset(code for codes in tables for code in codes) | _ELSEWHERE | {*_SERVER_CODES}
 
 
@@ -108,6 +110,7 @@ def _own_operations() -> dict[str, Json]:
     model["responses"]["404"] = _error("It is not served here.", _NOT_FOUND["model"])
     decision = _operation("Why a request ran where it did.", _json({"$ref": "#/components/schemas/Explanation"}))
     decision["parameters"] = [_in_path("id", "x-request-id, or the router's own id")]
+    decision["responses"]["403"] = _error("For operators, unless router.explain.public says otherwise.", _CLOSED)
     decision["responses"]["404"] = _error("Unknown to this router, or too long ago.", _NOT_FOUND["decision"])
     return {
         "/healthz": alive,

@@ -65,7 +65,7 @@ def test_routes_and_methods(tmp_path: Path) -> None:
                 ("GET", ROUTE, 405, "method_not_allowed"),
                 ("DELETE", "/healthz", 405, "method_not_allowed"),
                 ("GET", "/v1/models/no%2Fne", 404, "model_not_found"),
-                ("GET", "/headrace/decisions/none", 404, "decision_not_found"),
+                ("GET", "/headrace/decisions/none", 403, "decisions_closed"),
                 ("GET", "/v1/models/", 404, "unknown_route"),
             ):
                 async with made.session.request(method, f"{made.url}{path}") as response:

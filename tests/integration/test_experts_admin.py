@@ -3,22 +3,21 @@
 import asyncio
 import itertools
 import json
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import numpy as np
-from aiohttp import web
 
-from controlplane.admin import AdminApi
+from controlplane.admin_settings import AdminSettings
 from controlplane.config import Config
 from controlplane.embedded_redis import embedded_redis
 from controlplane.placement.loads import read_scenarios, read_windows
 from kvstore.board import Board, open_board
 from kvstore.leases import open_leases
 from router.class_tokens import encode
+from tests.admin_server import OPERATOR, headrace, served, tokens_file
 from tests.builders import make_worker
 from tests.fake_experts import FakeExperts
 from tests.placement_cases import domains
@@ -35,10 +34,12 @@ CONFIG = Config.model_validate(
 class World:
     """The admin API over HTTP, as Serve's ingress would have it, and one engine in the fleet."""
 
-    def __init__(self, url: str, engine: FakeExperts, board: Board) -> None:
+    def __init__(self, url: str, engine: FakeExperts, board: Board, token: Path) -> None:
         self.url = url
         self.engine = engine
         self.board = board
+        self.options = ("--token-file", str(token))
+        self.headers = {"Authorization": f"Bearer {OPERATOR}"}
         self.counted = {"chat": 0.0, "code": 0.0}
 
     async def serve(self, name: str) -> None:
@@ -49,24 +50,14 @@ class World:
 
     async def headrace(self, *args: str) -> tuple[int, str]:
         """Run the command; status and what it printed."""
-        command = "import sys; from controlplane.cli import main; sys.argv[0] = 'headrace'; main()"
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            command,
-            "experts",
-            *args,
-            "--admin",
-            self.url,
-            stdout=-1,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        output, _ = await child.communicate()
-        return child.returncode or 0, output.decode()
+        return await headrace("experts", *args, "--admin", self.url, *self.options)
 
     async def status(self) -> list[dict[str, object]]:
         """Engines, as `show --json` has them."""
-        async with aiohttp.ClientSession() as session, session.get(f"{self.url}/experts") as response:
+        async with (
+            aiohttp.ClientSession(headers=self.headers) as session,
+            session.get(f"{self.url}/experts") as response,
+        ):
             found: list[dict[str, object]] = (await response.json())["engines"]
             return found
 
@@ -79,37 +70,20 @@ def run(folder: Path, test: Callable[[World], Awaitable[None]]) -> None:
             async with open_leases(redis_url, CONFIG.redis.namespace, CONFIG.redis) as store:
                 keeper = LeaseKeeper(store, CONFIG.redis, worker)
                 task = asyncio.create_task(keeper.run())
-                api = AdminApi(CONFIG, redis_url)
-                api.start()
+                token = folder / "token"
+                token.write_text(OPERATOR)
+                admin = AdminSettings(port=0, tokens_file=str(tokens_file(folder)))
                 try:
-                    async with _served(api) as url, open_board(redis_url, CONFIG.redis.namespace) as board:
-                        await test(World(url, engine, board))
+                    async with (
+                        served(CONFIG.model_copy(update={"admin": admin}), redis_url) as url,
+                        open_board(redis_url, CONFIG.redis.namespace) as board,
+                    ):
+                        await test(World(url, engine, board, token))
                 finally:
-                    await api.close()
                     keeper.stop()
                     await task
 
     asyncio.run(body())
-
-
-class _served:  # noqa: N801  reads as the function it is
-    def __init__(self, api: AdminApi) -> None:
-        self._api = api
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self._answer)
-        self._runner = web.AppRunner(app)
-
-    async def __aenter__(self) -> str:
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._runner.cleanup()
-
-    async def _answer(self, request: web.Request) -> web.Response:
-        answer = await self._api.answer(request.method, request.path, await request.read())
-        return web.Response(body=answer.body, status=answer.status, content_type=answer.media_type.split(";")[0])
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -201,10 +175,13 @@ def test_an_operator_sees_classes_of_traffic(tmp_path: Path) -> None:
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     async def test(world: World) -> None:
-        async with aiohttp.ClientSession() as session:
+        async with aiohttp.ClientSession(headers=world.headers) as session:
             async with session.delete(f"{world.url}/experts") as response:
+                assert response.status == 405
+                assert response.headers["Allow"] == "GET"
+            async with session.get(f"{world.url}/nothing") as response:
                 assert response.status == 404
-                assert "POST /experts/WORKER/placement" in (await response.json())["error"]["message"]
+                assert "/openapi.json" in (await response.json())["error"]["message"]
             async with session.post(f"{world.url}/experts/m0/placement", data=b"{}") as response:
                 assert response.status == 400
             async with session.get(f"{world.url}/metrics") as response:

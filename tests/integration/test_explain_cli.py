@@ -34,7 +34,7 @@ EXPLANATION = _EXPLAINER.tell(_ENDED.packed)
 
 
 @contextmanager
-def router(answers: dict[str, tuple[int, bytes]]) -> Iterator[str]:
+def admin(answers: dict[str, tuple[int, bytes]]) -> Iterator[str]:
     """Answers GET by path, 404 for any other; its URL."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -60,34 +60,38 @@ def router(answers: dict[str, tuple[int, bytes]]) -> Iterator[str]:
 
 
 def test_explain_prints_the_story(tmp_path: Path) -> None:
-    with router({"/headrace/decisions/mine": (200, encode(EXPLANATION))}) as url:
-        shown = headrace("explain", "mine", "--url", url)
+    told = (200, encode(EXPLANATION))
+    with admin({"/decisions/mine": told, "/headrace/decisions/mine": told}) as url:
+        shown = headrace("explain", "mine", "--admin", url)
         assert shown.returncode == 0, shown.stderr
         assert "ttft_infeasible: 3 s of work are ahead" in shown.stdout
         assert "come back in 2 s" in shown.stdout
-        as_json = headrace("explain", "mine", "--url", url + "/", "--json")
+        assert headrace("explain", "mine", "--url", url).stdout == shown.stdout, "a router says the same"
+        as_json = headrace("explain", "mine", "--admin", url + "/", "--json")
         assert json.loads(as_json.stdout)["request_id"] == "4f0c"
         port = url.rpartition(":")[2]
-        config = write(tmp_path / "headrace.yaml", f"router: {{http: {{host: 0.0.0.0, port: {port}}}}}")
+        config = write(tmp_path / "headrace.yaml", f"admin: {{host: localhost, port: {port}}}")
         assert headrace("explain", "mine", "--config", config).stdout == shown.stdout
 
 
 def test_explain_says_where_it_looked() -> None:
-    with router(
-        {"/headrace/decisions/a%2Fb": (200, b'{"of": "another version"}'), "/headrace/decisions/bad": (500, b"oh")}
+    unknown_there = (404, b'{"error": {"message": "no decision about nobody"}}')
+    other_version = (200, b'{"of": "another version"}')
+    with admin(
+        {"/decisions/a%2Fb": other_version, "/decisions/bad": (500, b"oh"), "/decisions/nobody": unknown_there}
     ) as url:
-        unknown = headrace("explain", "nobody", "--url", url)
+        unknown = headrace("explain", "nobody", "--admin", url)
         assert unknown.returncode == 1
-        assert "knows no request 'nobody'" in unknown.stderr
+        assert "no decision about nobody" in unknown.stderr
         assert "redis.url" in unknown.stderr
-        other = headrace("explain", "a/b", "--url", url)
+        other = headrace("explain", "a/b", "--admin", url)
         assert other.returncode == 1
         assert "another version of headrace" in other.stderr
-        assert headrace("explain", "a/b", "--url", url, "--json").returncode == 0
-        failed = headrace("explain", "bad", "--url", url)
+        assert headrace("explain", "a/b", "--admin", url, "--json").returncode == 0
+        failed = headrace("explain", "bad", "--admin", url)
         assert failed.returncode == 1
-        assert "500 oh" in failed.stderr
-    gone = headrace("explain", "x", "--url", url)
+        assert "error: oh" in failed.stderr
+    gone = headrace("explain", "x", "--admin", url)
     assert gone.returncode == 1
     assert "is Headrace up" in gone.stderr
     for result in (unknown, other, failed, gone):
@@ -103,11 +107,11 @@ def test_explain_asks_redis_for_what_the_router_does_not_know(tmp_path: Path) ->
         async with embedded_redis(tmp_path) as redis_url:
             async with open_board(redis_url, "headrace") as board:
                 await board.decisions.put(store.take(10), 60.0)
-            options = ("--url", url, "--set", f"redis.url={redis_url}")
+            options = ("--admin", url, "--set", f"redis.url={redis_url}")
             found, unknown = headrace("explain", "mine", *options), headrace("explain", "nobody", *options)
         return found, unknown, headrace("explain", "mine", *options)
 
-    with router({}) as url:
+    with admin({}) as url:
         found, unknown, away = asyncio.run(ask())
     assert found.returncode == 0, found.stderr
     assert "come back in 2 s" in found.stdout

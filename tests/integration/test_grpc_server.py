@@ -211,6 +211,21 @@ def test_no_worker_is_unavailable_and_says_when_to_come_back() -> None:
     run(test())
 
 
+def test_a_paused_class_is_unavailable_and_says_when_to_come_back() -> None:
+    async def test() -> None:
+        async with open_door() as door:
+            door.desk.gate.set_paused({"batch": 7.0})
+            call = door.stub.Generate(make_request(), metadata=(("x-headrace-class", "batch"),))
+            error = await failure(call)
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            assert trailing(error)["retry-after"] == "7"
+            assert trailing(error)["x-headrace-error-code"] == "class_paused"
+            error = await failure(door.stub.Generate(make_request()))
+            assert trailing(error)["x-headrace-error-code"] == "no_worker", "the default class is open"
+
+    run(test())
+
+
 def test_bad_input_is_an_invalid_argument() -> None:
     async def test() -> None:
         async with open_door_to_fake() as (door, _):

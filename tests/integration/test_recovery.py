@@ -207,7 +207,9 @@ def test_the_router_explains_a_request(traffic: Traffic) -> None:
     body = {"model": traffic.stack.model, "prompt": "a short prompt", "max_tokens": 2}
     url = f"{traffic.stack.http_url}/v1/completions"
     assert httpx.post(url, json=body, headers={"x-request-id": request_id}, timeout=120).status_code == 200
-    record: dict[str, Any] = httpx.get(f"{traffic.stack.http_url}/headrace/decisions/{request_id}", timeout=30).json()
+    url = f"{traffic.stack.admin_url}/decisions/{request_id}"
+    wait_until(lambda: httpx.get(url, timeout=30).status_code == 200, "the decision has been shipped")
+    record: dict[str, Any] = httpx.get(url, timeout=30).json()
     assert record["public_id"] == request_id
     assert "a short prompt" not in json.dumps(record)
 

@@ -13,6 +13,7 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from kvstore.board import Board, open_board
 from kvstore.connection import RedisLink
 from kvstore.errors import RedisUnavailableError
+from kvstore.intents import Intent, IntentStore, Kind, open_intents
 from kvstore.kv_log import LOG_START, KvLog, open_kv_log
 from kvstore.kv_record import decode_deltas
 from kvstore.kv_types import KvChange, KvDelta, KvSnapshot, Op, SourceId, Tier
@@ -50,6 +51,7 @@ class Stores:
     leases: LeaseStore
     log: KvLog
     board: Board
+    intents: IntentStore
 
     async def use(self, seq: int) -> None:
         """Write to all of them and read it back. Raises RedisUnavailableError."""
@@ -64,6 +66,14 @@ class Stores:
         await self._use_log(seq)
         assert await self.board.decisions.put([(RequestId(f"r{number}"), record) for number in range(9)], 30.0) == 9
         assert await self.board.decisions.get(RequestId("r7")) == record
+        newest = await self.board.decisions.newest(0, 100)
+        assert sorted(newest) == [(f"r{number}", record) for number in range(9)]
+        await self.board.standings.put("router-1", record, 30.0)
+        assert await self.board.standings.read_all() == {"router-1": record}
+        wish = Intent("olga", float(seq))
+        assert await self.intents.put(Kind.DRAIN, "w1", wish) == wish
+        assert (await self.intents.read_all()).drained == {"w1": wish}
+        assert await self.intents.remove(Kind.DRAIN, "w1")
 
     async def _use_log(self, seq: int) -> None:
         await self.log.publish([make_delta(source, seq) for source in SOURCES])
@@ -100,6 +110,7 @@ async def open_stores(stack: AsyncExitStack, servers: Servers) -> Stores:
         await stack.enter_async_context(open_leases(url, "ns", settings)),
         await stack.enter_async_context(open_kv_log(url, "ns", IndexSettings(), settings)),
         await stack.enter_async_context(open_board(url, "ns", settings)),
+        await stack.enter_async_context(open_intents(url, "ns", settings)),
     )
 
 

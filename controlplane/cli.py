@@ -1,7 +1,6 @@
 """The command `headrace`."""
 
 import asyncio
-import re
 import signal
 import sys
 import uuid
@@ -11,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from controlplane import experts_cli, explain_cli, operate_cli
+from controlplane import experts_cli, explain_cli, operate_cli, run_cli
 from controlplane.cli_error import fail
 from controlplane.config import Config, ConfigError, dump_config, load_config
 from kvstore.errors import KvStoreError
@@ -26,8 +25,7 @@ worker_app = typer.Typer(no_args_is_help=True, help="Workers that run outside Ra
 app.add_typer(config_app, name="config")
 app.add_typer(worker_app, name="worker")
 app.add_typer(experts_cli.app, name="experts")
-
-_WORKER_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # no slash: it names a rank (workers/ranks.py)
+app.add_typer(run_cli.app, name="run")
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="headrace.yaml; none: defaults")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="key.path=value on top of the file; repeatable")]
@@ -73,9 +71,9 @@ def join(
 ) -> None:
     """Bring an engine that runs outside Ray into the fleet, for as long as this command runs."""
     tree = _load(config, overrides or [], None)
-    if worker_id is not None and not _WORKER_ID.fullmatch(worker_id):
-        raise typer.BadParameter(f"{worker_id!r}: letters, digits, '.', '_' and '-', at most 64", param_hint="--id")
-    spec = new_spec(WorkerId(worker_id or f"{role.value}-{uuid.uuid4().hex[:6]}"), role, model="")
+    spec = new_spec(
+        WorkerId(run_cli.check_worker_id(worker_id) or f"{role.value}-{uuid.uuid4().hex[:6]}"), role, model=""
+    )
 
     async def run() -> None:
         stop = asyncio.Event()

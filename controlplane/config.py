@@ -17,7 +17,7 @@ from controlplane.admin_settings import AdminSettings
 from controlplane.placement.settings import ExpertSettings
 from kvstore.redis_url import without_password
 from kvstore.settings import BoardSettings, IndexSettings, RedisSettings
-from router.settings import RouterSettings
+from router.settings import ListenSettings, RouterSettings
 from router.slo_settings import SloSettings
 from workers.settings import EngineSettings, KvEventSettings
 
@@ -77,6 +77,10 @@ class Config(BaseModel):
     board: BoardSettings = BoardSettings()
     experts: ExpertSettings = ExpertSettings()
     admin: AdminSettings = AdminSettings()
+    health: ListenSettings | None = Field(
+        None,
+        description="where `run worker` and `run control-plane` answer /healthz, /readyz and /metrics; none: nowhere",
+    )
     redis: RedisSettings = RedisSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     state_dir: str = Field("~/.cache/headrace", min_length=1, description="converted demo model, logs, sockets")
@@ -139,6 +143,14 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _text(loader: _StrictLoader, node: yaml.Node) -> Any:
+    return loader.construct_yaml_str(node)
+
+
+# A bare `=` is text to everybody but YAML 1.1, for which PyYAML has no value either.
+_StrictLoader.add_constructor("tag:yaml.org,2002:value", _text)
 
 
 def _read(path: Path) -> dict[str, Any]:

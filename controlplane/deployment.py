@@ -23,7 +23,7 @@ from controlplane.admin import AdminApi
 from controlplane.admin_routes.audit import AUDIT
 from controlplane.admin_routes.pools import PoolsError
 from controlplane.app import RouterPlan, run_router, worker_plan
-from controlplane.config import Config
+from controlplane.config import Config, ConfigError, load_config
 from router.deployment import build_router
 from workers.deployment import POOL_NAMES, build_pool
 from workers.types import Role
@@ -98,16 +98,24 @@ def _audit_to(path: Path) -> logging.Handler:
     return handler
 
 
-def build_application(config: Config, redis_url: str, log_dir: Path) -> Any:
-    """The graph to hand to `serve.run`."""
+def build_application(config: Config, redis_url: str, log_dir: Path, *, by_group: bool = False) -> Any:
+    """The graph to hand to `serve.run`. `by_group`: routers and pools run on Ray nodes that offer the resource of their
+    name (`headrace_router`, `headrace_prefill`, ...), one replica for each unit of it."""
     router = build_router(
         functools.partial(run_router, RouterPlan(config, redis_url, str(log_dir))),
         num_replicas=config.router.replicas,
         drain_s=config.router.drain_s,
+        resources={"headrace_router": 1.0} if by_group else {},
     )
     sizes = {Role.PREFILL: config.pools.prefill, Role.DECODE: config.pools.decode, Role.MIXED: config.pools.mixed}
     pools = [
-        build_pool(worker_plan(config, role, redis_url, log_dir), size) for role, size in sizes.items() if size > 0
+        build_pool(
+            worker_plan(config, role, redis_url, log_dir),
+            size,
+            resources={f"headrace_{role.value}": 1.0} if by_group else {},
+        )
+        for role, size in sizes.items()
+        if size > 0
     ]
     return bind_control_plane(config, redis_url, log_dir, router, *pools)
 
@@ -122,6 +130,18 @@ def bind_control_plane(config: Config, redis_url: str, log_dir: Path, *children:
         ray_actor_options={"num_cpus": 0},
     )
     return control_plane.bind(config, redis_url, log_dir, *children)
+
+
+def serve_application(arguments: Mapping[str, str]) -> Any:
+    """The application as a Serve config file imports it. `arguments`: `config`, the path of headrace.yaml as every Ray
+    node sees it; `redis_url`, in place of the file's. Raises ConfigError."""
+    path = Path(arguments["config"])
+    config = load_config(path, [f"redis.url={arguments['redis_url']}"] if arguments.get("redis_url") else [])
+    if config.redis.url is None:
+        raise ConfigError(
+            str(path), ["redis.url: none is given; Ray nodes meet in a Redis, such as redis://host:6379/0"]
+        )
+    return build_application(config, config.redis.url, config.state_path / "logs", by_group=True)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import uvloop
@@ -62,13 +62,13 @@ class RouterReplica:
             self._listening.set()
 
 
-def build_router(run: RunRouter, *, num_replicas: int, drain_s: float) -> Any:
-    """The Serve application node of the routers."""
+def build_router(run: RunRouter, *, num_replicas: int, drain_s: float, resources: Mapping[str, float]) -> Any:
+    """The Serve application node of the routers. `resources`: what a replica takes of its Ray node, by name."""
     deployment: Any = serve.deployment(
         RouterReplica,
         name="Router",
         num_replicas=num_replicas,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "resources": dict(resources)},
         graceful_shutdown_timeout_s=drain_s + 10.0,
         health_check_period_s=5.0,
     )

@@ -23,6 +23,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, traces: Received) -> Itera
     """The real thing: one prefill and one decode vLLM in float32, a router, Redis, Ray. About a minute to start."""
     config = {
         "engine": {
+            "host": "127.0.0.2",  # in a pod it is not loopback's usual address either
             "dtype": "float32",
             "max_model_len_tokens": 2304,
             "kv_lease_s": 20,

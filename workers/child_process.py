@@ -90,11 +90,15 @@ class ChildProcess:
 
 
 class PrefixedLog:
-    """A log file whose every line names its source. A full disk costs lines, never the process that wrote them."""
+    """A log whose every line names its source: a file, or standard error. A full disk costs lines, never the process
+    that wrote them."""
 
-    def __init__(self, path: Path, prefix: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", buffering=1, errors="replace")
+    def __init__(self, path: Path | None, prefix: str) -> None:
+        if path is None:
+            self._file = os.fdopen(os.dup(sys.stderr.fileno()), "a", buffering=1, errors="replace")
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", buffering=1, errors="replace")
         self._prefix = prefix
 
     def __call__(self, line: str) -> None:

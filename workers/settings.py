@@ -12,6 +12,9 @@ KvCacheDtype = Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
+NODE_HOST = "node"  # of engine.host
+
+
 class ExpertParallelSettings(BaseModel):
     """The experts of a mixture-of-experts model are divided over the ranks (processes) of one engine."""
 
@@ -43,7 +46,18 @@ class EngineSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: Literal["cpu", "cuda"] = Field("cpu", description="which vLLM build runs here")
-    host: str = Field("127.0.0.1", min_length=1, description="address engines bind to; reachable by routers only")
+    host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="address engines bind to, and at which routers and other engines reach them; "
+        "node: that of the Ray node they run on",
+    )
+    http_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="the engine's HTTP port, where each has an address of its own; none: a free one",
+    )
     dtype: Dtype = Field("auto", description="weights and activations")
     kv_cache_dtype: KvCacheDtype = Field("auto", description="only what the backend really supports")
     kv_cache_bytes: int = Field(
@@ -79,6 +93,15 @@ class EngineSettings(BaseModel):
         if self.num_gpus is not None:
             return self.num_gpus
         return float(self.experts.ranks) if self.experts is not None and self.device == "cuda" else 0.0
+
+    @field_validator("host")
+    @classmethod
+    def _host_can_be_reached(cls, value: str) -> str:
+        if value in ("0.0.0.0", "::", "*"):
+            raise ValueError(
+                "it is also where routers and other engines reach an engine: name one address of the machine"
+            )
+        return value
 
     @field_validator("extra_args")
     @classmethod

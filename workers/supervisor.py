@@ -73,7 +73,8 @@ class EngineSupervisor:
         """One life of the engine, from start to its end by `stop` (returns) or by failure (raises)."""
         host = self._settings.host
         data_ranks = self._settings.experts.data_parallel if self._settings.experts else 1
-        ports = EnginePorts(*free_port_runs(host, (1, data_ranks, data_ranks, data_ranks)))
+        http, *others = free_port_runs(host, (1, data_ranks, data_ranks, data_ranks))
+        ports = EnginePorts(self._settings.http_port or http, *others)
         address = f"http://{host}:{ports.http}"
         self._new_epoch(address)
         if self._feeds is not None:  # before the engine: it connects to our socket, and drops what nobody hears

@@ -5,7 +5,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -38,21 +38,28 @@ class WorkerPlan:
     engine: EngineSettings
     redis_url: str
     redis: RedisSettings
-    log_dir: str
+    log_dir: str | None  # None: standard error
     otlp_endpoint: str | None = None
     index: IndexSettings = field(default_factory=IndexSettings)
     kv_events: KvEventSettings = field(default_factory=KvEventSettings)
 
 
-async def run_worker(plan: WorkerPlan, stop: asyncio.Event) -> None:
-    """Run a supervised worker until `stop`. Raises RedisUnavailableError if Redis is not there at the start."""
-    log = PrefixedLog(Path(plan.log_dir) / f"{plan.worker_id}.log", plan.worker_id)
+async def run_worker(
+    plan: WorkerPlan, stop: asyncio.Event, *, joined: Callable[[LeaseKeeper], None] | None = None
+) -> None:
+    """Run a supervised worker until `stop`. Raises RedisUnavailableError if Redis is not there at the start.
+
+    `joined` is told once whose lease it is, as soon as there is one.
+    """
+    log = PrefixedLog(Path(plan.log_dir) / f"{plan.worker_id}.log" if plan.log_dir else None, plan.worker_id)
     try:
         # The feeds outside: the lease is given back first.
         async with (
             open_kv_feeds(plan.redis_url, plan.worker_id, plan.index, plan.kv_events, plan.redis) as feeds,
             _lease(plan.redis_url, plan.redis, plan.worker_id, plan.role, plan.model_name) as keeper,
         ):
+            if joined is not None:
+                joined(keeper)
             supervisor = EngineSupervisor(
                 keeper,
                 plan.engine,

@@ -75,7 +75,7 @@ def test_status_lists_workers_roles_load_and_leases(cluster: Stack) -> None:
         assert row["kv_blocks_total"] > 0
         assert row["block_size_tokens"] == 32
         assert 0 < row["lease_s"] <= 15
-        assert row["address"].startswith("http://127.0.0.1:")
+        assert row["address"].startswith("http://127.0.0.2:")
 
 
 def test_other_engine_routes_reach_a_worker(cluster: Stack) -> None:

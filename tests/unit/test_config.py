@@ -31,6 +31,19 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     assert (config.engine.dtype, config.engine.threads) == ("float32", 2)
 
 
+def test_a_bare_equals_sign_is_text(tmp_path: Path) -> None:
+    """Other writers of YAML, Go's among them, do not quote it."""
+    path = tmp_path / "headrace.yaml"
+    path.write_text("engine: {env: {SEPARATOR: =}}")
+    assert load_config(path).engine.env == {"SEPARATOR": "="}
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "*"])
+def test_an_engine_has_an_address_that_others_can_reach(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"engine.host: .* is not allowed: it is also where routers"):
+        load_config(overrides=[f"engine.host='{host}'"])
+
+
 def test_the_tree_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         load_config().pools.prefill = 2

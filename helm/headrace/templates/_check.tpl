@@ -1,0 +1,34 @@
+{{/* What the schema cannot say: one message for each mistake. */}}
+{{- define "headrace.check" -}}
+{{- $config := .Values.config -}}
+{{- if not (dig "health" "port" nil $config) -}}
+  {{- fail "config.health has to be set: probes ask it; values.yaml has {host: 0.0.0.0, port: 8003}" -}}
+{{- end -}}
+{{- if not (dig "engine" "http_port" nil $config) -}}
+  {{- fail "config.engine.http_port has to be set: gateways and policies name it; values.yaml has 8100" -}}
+{{- end -}}
+{{- if .Values.gateway.inferencePool -}}
+  {{- if not .Values.gateway.parent -}}
+    {{- fail "gateway.inferencePool is true, so gateway.parent has to name the Gateway: {name: ..., namespace: ...}" -}}
+  {{- end -}}
+  {{- if not (include "headrace.hasPicker" .) -}}
+    {{- fail "gateway.inferencePool is true, so config.router.endpoint_picker has to be {enabled: true, host: 0.0.0.0}" -}}
+  {{- end -}}
+  {{- if not (eq .Values.mode "plain") -}}
+    {{- fail "gateway.inferencePool is true: that works with mode: plain only" -}}
+  {{- end -}}
+{{- end -}}
+{{- if and .Values.autoscaling (not (eq .Values.mode "plain")) -}}
+  {{- fail "autoscaling is given: that works with mode: plain only; Serve keeps the sizes in config" -}}
+{{- end -}}
+{{- range $kind, $scale := .Values.autoscaling -}}
+  {{- if $scale -}}
+    {{- if eq (empty $scale.metrics) (empty $scale.triggers) -}}
+      {{- fail (printf "autoscaling.%s has to have either metrics (an HPA's) or triggers (KEDA's)" $kind) -}}
+    {{- end -}}
+    {{- if and (ne $kind "router") (lt (include "headrace.poolSize" (dict "root" $ "role" $kind) | int) 1) -}}
+      {{- fail (printf "autoscaling.%s is given, but config.pools.%s is 0" $kind $kind) -}}
+    {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{- end -}}

@@ -25,6 +25,7 @@ from kvstore.types import WorkerId
 from router.admin_tokens import AdminTokens, AdminTokensError
 from router.build import build_core, core_recipe
 from router.class_counts import ClassCounts
+from router.class_gate import CODE as CLASS_PAUSED
 from router.class_gate import ClassGate
 from router.class_tokens import ClassTokens
 from router.dispatch import Dispatcher
@@ -172,6 +173,8 @@ async def _follow(plan: RouterPlan, stack: AsyncExitStack, prompts: PromptIndex,
     wishes = IntentFollower(intents, config.redis.heartbeat_s, on_intents)
     follower = LeaseFollower(leases, config.redis, on_membership)
     blocks = IndexFollower(kv_log, prompts.index, config.index, config.redis.lease_s, service.on_slots_changed)
+    service.metrics.watch_index(blocks)
+    service.metrics.watch_door(CLASS_PAUSED, lambda: gate.turned_away)
     exchange = ReplicaExchange(
         board,
         replica_id,

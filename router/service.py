@@ -44,12 +44,13 @@ from router.interfaces import RequestTrace, ResponseSink
 from router.metrics import RouterMetrics
 from router.prompt_index import Located, PromptIndex
 from router.types import Request, RoutingDecision
-from workers.errors import WorkerError
+from workers.errors import WorkerError, WorkerFailedError, WorkerUnreachableError
 from workers.membership import Joined, Left
 from workers.ranks import by_rank
 from workers.types import WorkerState
 
 _log = logging.getLogger(__name__)
+_REASONS: dict[type[WorkerError], str] = {WorkerUnreachableError: "unreachable", WorkerFailedError: "error"}
 
 
 # Told of every event with the commands that it caused, in order: explanations, recordings.
@@ -71,6 +72,8 @@ class _Live(Struct):
     aborted_by: WorkerId | None = None
     cached_tokens: int | None = None  # that the prefill worker reported
     predicted_tokens: int = 0  # that it was expected to report
+    outcome: str = "cancelled"  # for its tenant: met, missed, not_judged, rejected, failed
+    failed_by: str = ""  # how the last attempt failed
 
 
 @dataclass
@@ -169,6 +172,7 @@ class RouterService:
             status = await self._attempts(live, intake, carrier, trace)
         except ApiError as error:
             status = error.status
+            live.outcome = live.outcome if live.outcome == "rejected" else "failed"
             self.handle(RequestCancelled(request.id))  # nothing to do, unless the error came from the sink
             raise
         except BaseException:
@@ -178,6 +182,7 @@ class RouterService:
         finally:
             del self._live[request.id]
             self.metrics.requests.inc(request.route, str(status))
+            self.metrics.tenants.inc(request.terms.tenant, live.outcome)
             self.metrics.e2e.observe(time.monotonic() - live.arrived_at_s)
 
     async def _attempts(self, live: _Live, intake: Intake, carrier: Carrier, trace: RequestTrace) -> int:
@@ -190,20 +195,29 @@ class RouterService:
                 verdict, live.verdict = live.verdict, None
                 if isinstance(verdict, Reject):
                     span.set(rejected=verdict.reason.value)
+                    live.outcome = "rejected"
                     self.metrics.rejected.inc(request.terms.class_name, verdict.reason.value)
                     raise from_reject(verdict)
                 if span.is_recorded:
                     span.set(**span_attributes(verdict))
-            self.metrics.attempts.inc("hand_off" if verdict.prefill else "local")
+            self._count_attempt(verdict, live)
             try:
                 outcome = await self._run_attempt(verdict, live, intake, carrier, trace)
             except WorkerError as error:
+                live.failed_by = _REASONS.get(type(error), "gone")
                 self._fail(intake, verdict, error, retriable=not carrier.started)
                 if carrier.started:
                     raise broken_stream(error.detail) from error
             else:
                 self._done(verdict, live, outcome)
                 return outcome.status
+
+    def _count_attempt(self, decision: RoutingDecision, live: _Live) -> None:
+        self.metrics.attempts.inc("hand_off" if decision.prefill else "local")
+        if decision.attempt == 1:
+            self.metrics.queue.observe(decision.waited_s, live.request.terms.class_name)
+        else:
+            self.metrics.retries.inc(live.failed_by)
 
     async def _run_attempt(
         self, decision: RoutingDecision, live: _Live, intake: Intake, carrier: Carrier, trace: RequestTrace
@@ -217,7 +231,8 @@ class RouterService:
                 call.let_go()
                 if call.stream:
                     live.first_token_at_s = time.monotonic()
-                    self.metrics.ttft.observe(live.first_token_at_s - live.arrived_at_s)
+                    predicted_s = decision.waited_s + decision.forecast.ttft_s
+                    self.metrics.observe_first_token(live.first_token_at_s - live.arrived_at_s, predicted_s)
             elif isinstance(event, PrefillDone):
                 live.cached_tokens = event.cached_tokens
             self.handle(event)
@@ -240,19 +255,26 @@ class RouterService:
 
     def _done(self, decision: RoutingDecision, live: _Live, outcome: Outcome) -> None:
         request, usage, now_s = live.request, outcome.usage, time.monotonic()
+        live.outcome = "not_judged"
         self.handle(RequestDone(request.id, decision.attempt, usage))
         reported = live.cached_tokens if live.cached_tokens is not None else usage.cached_tokens if usage else None
         if outcome.status == 200 and reported is not None:
             self.prompts.compare(request.model, live.located, live.predicted_tokens, reported)
+            if live.located.num_tokens is not None:
+                self.metrics.cached.observe(request.model, live.located.num_tokens, live.predicted_tokens, reported)
         if outcome.status == 200 and live.first_token_at_s is not None and usage is not None:
             ttft_s = live.first_token_at_s - live.arrived_at_s
             tpot_s = (now_s - live.first_token_at_s) / max(1, usage.output_tokens - 1)
             met = ttft_s <= request.terms.slo.ttft_s and tpot_s <= request.terms.slo.tpot_s
+            live.outcome = "met" if met else "missed"
             self.metrics.observe_slo(request.terms.class_name, decision.promised, met, tpot_s)
 
     def _fail(self, intake: Intake, decision: RoutingDecision, error: WorkerError, *, retriable: bool) -> None:
         _log.warning("request %s attempt %d: %s", intake.public_id, decision.attempt, error)
         self.metrics.failed_attempts.inc(error.worker_id)
+        if decision.prefill is not None:
+            step = "prefill" if error.worker_id == decision.prefill.spec.id else "decode"
+            self.metrics.failed_hand_offs.inc(step)
         self.handle(RequestFailed(intake.request.id, decision.attempt, error.worker_id, retriable))
 
     def handle(self, event: Event) -> None:

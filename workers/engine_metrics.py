@@ -37,7 +37,8 @@ _WAITING = "vllm:num_requests_waiting"
 _PROMPT_TOKENS = "vllm:prompt_tokens_total"
 _GENERATION_TOKENS = "vllm:generation_tokens_total"
 _PROMPT_TOKENS_BY_SOURCE = "vllm:prompt_tokens_by_source_total"
-_COMPUTED = "local_compute"
+# Values of its label `source`.
+_COMPUTED, _CACHED, _TRANSFERRED = "local_compute", "local_cache_hit", "external_kv_transfer"
 _ITL_SUM = "vllm:inter_token_latency_seconds_sum"
 _ITL_COUNT = "vllm:inter_token_latency_seconds_count"
 _STEPS = "vllm:iteration_tokens_total_count"  # of a histogram with one entry an iteration
@@ -46,6 +47,9 @@ _PREFIX_HITS = "vllm:prefix_cache_hits_total"
 _SPEC_DRAFTS = "vllm:spec_decode_num_drafts_total"
 _SPEC_DRAFT_TOKENS = "vllm:spec_decode_num_draft_tokens_total"
 _SPEC_ACCEPTED_TOKENS = "vllm:spec_decode_num_accepted_tokens_total"
+_NIXL_BYTES = "vllm:nixl_bytes_transferred_sum"
+_NIXL_FAILED = "vllm:nixl_num_failed_transfers_total"
+_NIXL_EXPIRED = "vllm:nixl_num_kv_expired_reqs_total"
 
 _READ = (
     _CACHE,
@@ -63,6 +67,9 @@ _READ = (
     _SPEC_DRAFTS,
     _SPEC_DRAFT_TOKENS,
     _SPEC_ACCEPTED_TOKENS,
+    _NIXL_BYTES,
+    _NIXL_FAILED,
+    _NIXL_EXPIRED,
 )
 _LINE_STARTS = tuple(name + "{" for name in _READ)
 
@@ -95,8 +102,9 @@ class _Samples:
         elif sample.name == _CACHE:
             self.blocks = _to_int(sample.labels.get("num_gpu_blocks"))
             self.block_size_tokens = _to_int(sample.labels.get("block_size"))
-        elif sample.name != _PROMPT_TOKENS_BY_SOURCE or sample.labels.get("source") == _COMPUTED:
-            self.totals[sample.name] = self.totals.get(sample.name, 0.0) + sample.value
+        else:
+            name = sample.labels.get("source", "") if sample.name == _PROMPT_TOKENS_BY_SOURCE else sample.name
+            self.totals[name] = self.totals.get(name, 0.0) + sample.value
 
     @property
     def tokens_done(self) -> float:
@@ -146,12 +154,17 @@ def _load(samples: _Samples) -> WorkerLoad:
         itl_sum_s=samples.totals.get(_ITL_SUM, 0.0),
         itl_count=samples.count(_ITL_COUNT),
         engine_steps=samples.count(_STEPS),
-        computed_prompt_tokens=samples.count(_PROMPT_TOKENS_BY_SOURCE),
+        computed_prompt_tokens=samples.count(_COMPUTED),
         prefix_query_tokens=samples.count(_PREFIX_QUERIES),
         prefix_hit_tokens=samples.count(_PREFIX_HITS),
         spec_drafts=samples.count(_SPEC_DRAFTS),
         spec_draft_tokens=samples.count(_SPEC_DRAFT_TOKENS),
         spec_accepted_tokens=samples.count(_SPEC_ACCEPTED_TOKENS),
+        cached_prompt_tokens=samples.count(_CACHED),
+        transferred_prompt_tokens=samples.count(_TRANSFERRED),
+        nixl_bytes=samples.count(_NIXL_BYTES),
+        nixl_failed_transfers=samples.count(_NIXL_FAILED),
+        nixl_expired=samples.count(_NIXL_EXPIRED),
     )
 
 

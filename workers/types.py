@@ -61,6 +61,13 @@ class WorkerLoad:
     spec_drafts: int = 0
     spec_draft_tokens: int = 0
     spec_accepted_tokens: int = 0
+    # Prompt tokens that were not computed: found in its own cache, or pulled from another engine or a lower tier.
+    cached_prompt_tokens: int = 0
+    transferred_prompt_tokens: int = 0
+    # NIXL: what it pulled, pulls that failed, and requests whose blocks were given up before they were pulled.
+    nixl_bytes: int = 0
+    nixl_failed_transfers: int = 0
+    nixl_expired: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ Invariants
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 from router.http.acceptor import Acceptor
 from router.http.connection import Connection
@@ -49,6 +50,7 @@ class HttpServer:
         self._watch: TurnWatch | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._swept_at_s = 0.0
+        self._observe_turn: Callable[[float], None] = lambda _: None
 
     @property
     def counters(self) -> Counters:
@@ -69,6 +71,10 @@ class HttpServer:
     def admitted(self) -> float:
         """Share of requests that are let in; under 1 the server is overloaded."""
         return self._shared.shedder.admitted
+
+    def watch_turns(self, observe: Callable[[float], None]) -> None:
+        """From now on tell how many seconds turns of the event loop take: one every 50 ms."""
+        self._observe_turn = observe
 
     async def start(self, sock: socket.socket) -> None:
         """Accept connections on a bound socket from now on; the socket is the server's."""
@@ -129,6 +135,7 @@ class HttpServer:
     def _on_turn(self, now_s: float, turn_s: float) -> None:
         shared = self._shared
         shared.on_turn(now_s, turn_s)
+        self._observe_turn(turn_s)
         if now_s - self._swept_at_s >= _SWEEP_S:
             self._swept_at_s = now_s
             for member in [member for member in shared.members if member.deadline_s <= now_s]:

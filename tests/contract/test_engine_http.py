@@ -29,7 +29,8 @@ _METRICS = (
     "vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:prefix_cache_queries_total",
     "vllm:prefix_cache_hits_total", "vllm:external_prefix_cache_queries_total",
     "vllm:external_prefix_cache_hits_total", "vllm:nixl_bytes_transferred_sum", "vllm:nixl_bytes_transferred_count",
-    "vllm:nixl_num_failed_transfers_total", "vllm:request_success_total",
+    "vllm:nixl_num_failed_transfers_total", "vllm:nixl_num_kv_expired_reqs_total",
+    "vllm:prompt_tokens_by_source_total", "vllm:request_success_total",
 )  # fmt: skip
 _READ_FIELDS = {"model", "stream", "stream_options", "max_tokens", "n", "stop", "seed", "cache_salt", "session_id"}
 

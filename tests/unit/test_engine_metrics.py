@@ -112,6 +112,7 @@ def test_metrics_of_an_engine() -> None:
         computed_prompt_tokens=5,
         prefix_query_tokens=900,
         prefix_hit_tokens=640,
+        cached_prompt_tokens=640,
     )
     assert metrics.tokens_done == (1_000_274 + 214,)
 
@@ -188,6 +189,11 @@ def test_the_fake_engine_has_every_series() -> None:
         steps=40.5,
         prefix_queries_tokens=700,
         prefix_hits_tokens=200,
+        external_hits_tokens=64,
+        transfers=2,
+        transferred_bytes=4096,
+        failed_transfers=3,
+        expired_leases=1,
     )
     settings = FakeSettings(model='m"\\', kv_blocks=100, block_size_tokens=32)
     metrics = parse_metrics(
@@ -205,6 +211,11 @@ def test_the_fake_engine_has_every_series() -> None:
         computed_prompt_tokens=500,
         prefix_query_tokens=700,
         prefix_hit_tokens=200,
+        cached_prompt_tokens=200,
+        transferred_prompt_tokens=64,
+        nixl_bytes=4096,
+        nixl_failed_transfers=3,
+        nixl_expired=1,
     )
 
 

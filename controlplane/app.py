@@ -6,14 +6,14 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from controlplane.config import Config
-from controlplane.telemetry import build_tracing
+from controlplane.config import Config, TelemetrySettings
+from controlplane.telemetry import build_tracing, log_ids
 from kvstore.board import open_board
 from kvstore.fleet_index import FleetIndex
 from kvstore.index_follower import IndexFollower
@@ -49,7 +49,9 @@ from router.tokens.tokenizer import PromptTokenizer
 from router.tokens.types import Renderer
 from workers.client import EngineClient
 from workers.demo_model import DEMO_MODEL_NAME
+from workers.engine_command import EngineTraces
 from workers.lease_follower import LeaseFollower
+from workers.logs import logging_to
 from workers.membership import Joined, Left
 from workers.types import Role
 from workers.worker import WorkerPlan
@@ -82,7 +84,8 @@ class RouterPorts:
 
 async def run_router(plan: RouterPlan, listening: Callable[[RouterPorts], None], stop: asyncio.Event) -> None:
     """Run one router until `stop`, then drain it. Raises RedisUnavailableError or PortTakenError at the start."""
-    with log_to(Path(plan.log_dir) / f"router-{os.getpid()}.log" if plan.log_dir else None):
+    log_path = Path(plan.log_dir) / f"router-{os.getpid()}.log" if plan.log_dir else None
+    with logging_to(log_path, plan.config.telemetry.log_style, log_ids):
         async with AsyncExitStack() as stack:
             await _route(plan, stack, listening, stop)
 
@@ -249,28 +252,6 @@ async def _end(task: "asyncio.Task[None]", stop: Callable[[], None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-@contextmanager
-def log_to(path: Path | None) -> Iterator[None]:
-    """Headrace's own log lines of this process, where the engines' logs are. None: on standard error."""
-    handler: logging.Handler
-    if path is None:
-        handler = logging.StreamHandler()
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    loggers = [logging.getLogger(package) for package in ("controlplane", "router", "workers", "kvstore")]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)  # a Serve replica sets the root's to what Ray's own lines need
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-        handler.close()
-
-
 def demo_model_path(config: Config) -> Path:
     """Where the converted demo model is cached."""
     return config.state_path / "models" / DEMO_MODEL_NAME
@@ -301,5 +282,12 @@ def worker_plan(
         log_dir=None if log_dir is None else str(log_dir),
         index=config.index,
         kv_events=config.kv_events,
-        otlp_endpoint=config.telemetry.otlp_endpoint if config.telemetry.otlp_protocol == "grpc" else None,
+        traces=_engine_traces(config.telemetry),
+        log_style=config.telemetry.log_style,
     )
+
+
+def _engine_traces(telemetry: TelemetrySettings) -> EngineTraces | None:
+    if telemetry.traces_url is None:
+        return None
+    return EngineTraces(telemetry.traces_url, telemetry.otlp_protocol, telemetry.sample_ratio)

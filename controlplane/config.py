@@ -19,6 +19,7 @@ from kvstore.redis_url import without_password
 from kvstore.settings import BoardSettings, IndexSettings, RedisSettings
 from router.settings import ListenSettings, RouterSettings
 from router.slo_settings import SloSettings
+from workers.logs import LogFormat, LogLevel, LogStyle
 from workers.settings import EngineSettings, KvEventSettings
 
 _MODEL_CONFIG = ConfigDict(frozen=True, extra="forbid")
@@ -53,13 +54,30 @@ class PoolSettings(BaseModel):
 
 
 class TelemetrySettings(BaseModel):
-    """OpenTelemetry traces."""
+    """OpenTelemetry traces, and logs."""
 
     model_config = _MODEL_CONFIG
 
     otlp_endpoint: str | None = Field(None, pattern=r"^https?://.+", description="collector; none: no traces")
     otlp_protocol: Literal["grpc", "http"] = Field("grpc", description="OTLP over gRPC or HTTP/protobuf")
     sample_ratio: float = Field(1.0, ge=0.0, le=1.0, description="share of new traces; a client's decision is kept")
+    tenants: Literal["none", "hash"] = Field("none", description="root spans name tenants: not at all, or by SHA-256")
+    log_format: LogFormat = Field(
+        "text", description="lines of routers, workers and control plane; json: an object each"
+    )
+    log_level: LogLevel = Field("info", description="the least that is logged")
+
+    @property
+    def traces_url(self) -> str | None:
+        """Where exporters send: over HTTP the path belongs to it (OTLP specification, "OTLP/HTTP request")."""
+        if self.otlp_endpoint is None or self.otlp_protocol == "grpc" or self.otlp_endpoint.endswith("/v1/traces"):
+            return self.otlp_endpoint
+        return self.otlp_endpoint.rstrip("/") + "/v1/traces"
+
+    @property
+    def log_style(self) -> LogStyle:
+        """For processes that do not know this section."""
+        return LogStyle(self.log_format, self.log_level)
 
 
 class Config(BaseModel):

@@ -26,6 +26,7 @@ from controlplane.app import RouterPlan, run_router, worker_plan
 from controlplane.config import Config, ConfigError, load_config
 from router.deployment import build_router
 from workers.deployment import POOL_NAMES, build_pool
+from workers.logs import logging_to
 from workers.types import Role
 
 APPLICATION = "headrace"
@@ -67,6 +68,9 @@ class ControlPlaneReplica:
     async def __init__(self, config: Config, redis_url: str, log_dir: Path, *children: Any) -> None:  # type: ignore[misc]
         self._children = children  # handles: held so that Serve deploys them
         self._audit = _audit_to(log_dir / "audit.jsonl")
+        self._log = contextlib.ExitStack()
+        log_path = log_dir / "control-plane.log"
+        self._log.enter_context(logging_to(log_path, config.telemetry.log_style, without=(AUDIT.name,)))
         self._api = AdminApi(config, redis_url, ServePools())
         self._api.start()
 
@@ -86,6 +90,7 @@ class ControlPlaneReplica:
         await self._api.close()
         AUDIT.removeHandler(self._audit)
         self._audit.close()
+        self._log.close()
 
 
 def _audit_to(path: Path) -> logging.Handler:

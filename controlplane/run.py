@@ -14,13 +14,15 @@ from collections.abc import Sequence
 import aiohttp
 
 from controlplane.admin import AdminApi, Answer
-from controlplane.app import RouterPlan, RouterPorts, log_to, model_path, run_router, worker_plan
+from controlplane.app import RouterPlan, RouterPorts, model_path, run_router, worker_plan
 from controlplane.config import Config
 from controlplane.http_port import health, http_port
+from controlplane.telemetry import log_ids
 from kvstore.leases import open_leases
 from kvstore.types import WorkerId
 from router.tls_settings import TlsSettings
 from workers.lease_keeper import LeaseKeeper
+from workers.logs import logging_to
 from workers.settings import NODE_HOST
 from workers.types import Phase, Role
 from workers.worker import run_worker
@@ -56,7 +58,6 @@ async def work(config: Config, role: Role, worker_id: WorkerId, stop: asyncio.Ev
         return phase is Phase.READY, {"worker": worker_id, "phase": phase.value}
 
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(log_to(None))
         if config.health is not None:
             session = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(_METRICS_S)))
             answer = health(state, lambda: _engine_metrics(session, keepers))
@@ -69,7 +70,7 @@ async def control(config: Config, stop: asyncio.Event) -> None:
     """The control plane: slow loops and the admin API. Raises as `route` does."""
     redis_url = _redis_url(config)
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(log_to(None))
+        stack.enter_context(logging_to(None, config.telemetry.log_style, log_ids))
         async with open_leases(redis_url, config.redis.namespace, config.redis):
             pass  # it is there
         api = AdminApi(config, redis_url)

@@ -95,7 +95,8 @@ class Dispatcher:
 
     async def _prefill(self, worker: WorkerState, call: EngineCall, trace: RequestTrace) -> EngineReply:
         with trace.step("prefill") as span:
-            span.set(worker=worker.spec.id)
+            if span.is_recorded:
+                span.set(worker=worker.spec.id)
             headers = _with_trace(call.headers, span)
             reply = await self._client.post(worker, call.route, prefill_body(call.raw_body), headers)
             if reply.status >= 500:
@@ -116,11 +117,13 @@ class Dispatcher:
         stream: EngineStream | None = None
         try:
             with trace.step("decode") as span:
-                span.set(worker=worker.spec.id)
+                if span.is_recorded:
+                    span.set(worker=worker.spec.id)
                 # The engine pulls the blocks before its first step: until the first byte of a stream this is the
                 # transfer and one step. An answer in one piece hides the moment; then it is an upper bound.
                 with trace.step("transfer" if decision.prefill else "first_token") as wait:
-                    wait.set(upper_bound=not call.stream)
+                    if wait.is_recorded:
+                        wait.set(upper_bound=not call.stream)
                     headers = _with_trace(call.headers, span)
                     stream = await self._client.open(worker, call.route, _body(call, handle), headers)
                     first = await _first_chunk(stream, worker)

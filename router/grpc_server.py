@@ -120,7 +120,7 @@ class _Inference:
         except Exception as error:
             if isinstance(error, TimeoutError) and deadline.expired():
                 return late
-            _log.exception("request %s failed", sink.public_id)
+            _log.exception("request %s failed", sink.public_id, extra={"request_id": sink.public_id})
             return internal()
         return None
 
@@ -128,7 +128,8 @@ class _Inference:
         with self._tracing.request(f"{_SERVICE}/Generate", sink.headers) as trace:
             with trace.step("receive") as span:
                 route, raw_body = to_openai(request)
-                intake = await self._desk.take_in(route, raw_body, sink.headers, self._service.facts(route))
+                facts = self._service.facts(route)
+                intake = await self._desk.take_in(route, raw_body, sink.headers, facts, trace)
                 sink.public_id = intake.public_id
                 span.set(request_id=intake.public_id, model=intake.request.model, stream=intake.call.stream)
             await self._service.serve(intake, sink, trace)

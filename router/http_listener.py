@@ -134,6 +134,8 @@ class HttpListener:
             raise method_not_allowed(http.method, http.path[:_MAX_QUOTED_CHARS], _READING)
         if http.path.startswith(_DECISIONS):
             self._check_may_explain(http)
+        elif http.path == "/metrics":
+            argument = http.headers.get("accept", "")
         return route(argument)
 
     async def _infer(self, http: HttpRequest, reply: Reply) -> None:
@@ -141,8 +143,10 @@ class HttpListener:
         route = http.path
         with self._tracing.request(f"POST {route}", http.headers) as trace:
             with trace.step("receive") as span:
-                intake = await self._desk.take_in(route, http.body, http.headers, self._service.facts(route))
-                span.set(request_id=intake.public_id, model=intake.request.model, stream=intake.call.stream)
+                facts = self._service.facts(route)
+                intake = await self._desk.take_in(route, http.body, http.headers, facts, trace)
+                if span.is_recorded:
+                    span.set(request_id=intake.public_id, model=intake.request.model, stream=intake.call.stream)
             http.body = b""  # it is the call's from here on, which lets go of it when the answer begins
             reply.extra_headers = {"x-request-id": intake.public_id}
             try:
@@ -153,7 +157,7 @@ class HttpListener:
                     reply.send(*_error_answer(error, explained))
                     return
                 # Part of the answer is out. Closing without the final chunk is the only truthful end of it.
-                _log.warning("request %s: %s", intake.public_id, error)
+                _log.warning("request %s: %s", intake.public_id, error, extra={"request_id": intake.public_id})
                 reply.cut()
             reply.finish()
 
@@ -172,8 +176,9 @@ class HttpListener:
         retry_after = {"Retry-After": str(max(1, round(self._settings.retry_after_s)))}
         return _json_answer(state, 503, retry_after)
 
-    def _metrics(self, _: str) -> "_Answer":
-        return _Answer(200, {"content-type": "text/plain; version=0.0.4"}, self._service.metrics.exposition())
+    def _metrics(self, accept: str) -> "_Answer":
+        content_type, text = self._service.metrics.exposition_for(accept)
+        return _Answer(200, {"content-type": content_type}, text)
 
     def _check_may_explain(self, http: HttpRequest) -> None:
         """Decisions name tenants, workers and loads: not every client's business. Raises ApiError 403."""

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from kvstore.types import RequestId
 from router.class_gate import ClassGate
 from router.dispatch import EngineCall
+from router.interfaces import RequestTrace
 from router.openai import (
     CHAT_ROUTE,
     COMPLETION_ROUTE,
@@ -27,6 +28,7 @@ from router.settings import RouterSettings
 from router.slo import Resolved, resolve
 from router.slo_settings import SloSettings
 from router.tokens.ids import takes_ids
+from router.tracing import NO_TRACE
 from router.types import UNPROMISED, Request
 from router.usage import asks_for_usage
 
@@ -61,7 +63,14 @@ class FrontDesk:
     digest_key: bytes = b""  # secret: a recording holds digests, and short prompts could be guessed from plain ones
     gate: ClassGate = field(default_factory=ClassGate)
 
-    async def take_in(self, route: str, raw_body: bytes, headers: Mapping[str, str], facts: FleetFacts) -> Intake:
+    async def take_in(
+        self,
+        route: str,
+        raw_body: bytes,
+        headers: Mapping[str, str],
+        facts: FleetFacts,
+        trace: RequestTrace = NO_TRACE,
+    ) -> Intake:
         """Understand a request; raises ApiError 400, or 503 for a paused class.
 
         `headers` with lower-case names or case-insensitive.
@@ -75,7 +84,10 @@ class FrontDesk:
         resolved = resolve(headers, self.slo) if has_terms else _NO_TERMS
         if has_terms:
             self.gate.check(resolved.terms.class_name)
-        located = await self.prompts.locate(model, route, body.fields, adapter)
+        with trace.step("tokenise") as span:
+            located = await self.prompts.locate(model, route, body.fields, adapter)
+            if span.is_recorded:
+                span.set(counted=located.num_tokens is not None, prompt_tokens=located.num_tokens or 0)
         request_id = RequestId(os.urandom(16).hex())  # never the client's: two clients may send the same
         public_id = usable_request_id(headers.get("x-request-id")) or request_id
         forwarded = {name: headers[name] for name in FORWARDED_HEADERS if name in headers}

@@ -58,12 +58,26 @@ class Span(Protocol):
 class RequestTrace(Protocol):
     """The trace of one request."""
 
+    @property
+    def is_recorded(self) -> bool:
+        """False where nothing of it is kept: then what it would be told need not be made."""
+        ...
+
+    @property
+    def trace_id(self) -> str:
+        """Hexadecimal; empty unless recorded."""
+        ...
+
     def step(self, name: str) -> AbstractContextManager[Span]:
         """Time a step; an exception inside marks it as failed."""
         ...
 
     def event(self, name: str) -> None:
         """Mark an instant, such as the first token."""
+        ...
+
+    def ended(self, status: int, tenant: str, **attributes: str | int | float | bool) -> None:
+        """What became of it, on the root span: what a tail sampler asks for. `status`: the client's, 499 if it left."""
         ...
 
 

@@ -44,7 +44,7 @@ from router.interfaces import RequestTrace, ResponseSink
 from router.metrics import RouterMetrics
 from router.prompt_index import Located, PromptIndex
 from router.types import Request, RoutingDecision
-from workers.errors import WorkerError, WorkerFailedError, WorkerUnreachableError
+from workers.errors import WorkerError, WorkerFailedError, WorkerLostError, WorkerUnreachableError
 from workers.membership import Joined, Left
 from workers.ranks import by_rank
 from workers.types import WorkerState
@@ -72,8 +72,10 @@ class _Live(Struct):
     aborted_by: WorkerId | None = None
     cached_tokens: int | None = None  # that the prefill worker reported
     predicted_tokens: int = 0  # that it was expected to report
-    outcome: str = "cancelled"  # for its tenant: met, missed, not_judged, rejected, failed
     failed_by: str = ""  # how the last attempt failed
+    waits_for: str = ""  # admission's word on why it is held
+    outcome: str = "cancelled"  # until something else is known: answered, refused (by an engine), rejected, failed
+    slo_met: bool | None = None  # None: not known, as of an answer in one piece
 
 
 @dataclass
@@ -168,7 +170,6 @@ class RouterService:
         self._live[request.id] = live
         status = 499  # nginx's word for a client that went away
         try:
-            self.handle(RequestArrived(request, intake.located.overlap))
             status = await self._attempts(live, intake, carrier, trace)
         except ApiError as error:
             status = error.status
@@ -182,31 +183,42 @@ class RouterService:
         finally:
             del self._live[request.id]
             self.metrics.requests.inc(request.route, str(status))
-            self.metrics.tenants.inc(request.terms.tenant, live.outcome)
-            self.metrics.e2e.observe(time.monotonic() - live.arrived_at_s)
+            self.metrics.tenants.inc(request.terms.tenant, _tenant_outcome(live))
+            e2e_s = time.monotonic() - live.arrived_at_s
+            self.metrics.e2e.observe(e2e_s)
+            if trace.is_recorded:
+                self.metrics.e2e.mark(e2e_s, trace.trace_id)
+                trace.ended(status, request.terms.tenant, **_root_attributes(live, intake, e2e_s))
 
     async def _attempts(self, live: _Live, intake: Intake, carrier: Carrier, trace: RequestTrace) -> int:
         request = live.request
+        event: Event = RequestArrived(request, intake.located.overlap)
         while True:
-            with trace.step("route") as span:
-                while live.verdict is None:
-                    live.waiter = asyncio.get_running_loop().create_future()
-                    await live.waiter
+            with trace.step("decide") as span:
+                self.handle(event)
+                if live.verdict is None:
+                    await self._wait(live, trace)
                 verdict, live.verdict = live.verdict, None
+                assert verdict is not None
                 if isinstance(verdict, Reject):
-                    span.set(rejected=verdict.reason.value)
                     live.outcome = "rejected"
+                    span.set(rejected=verdict.reason.value)
                     self.metrics.rejected.inc(request.terms.class_name, verdict.reason.value)
                     raise from_reject(verdict)
                 if span.is_recorded:
                     span.set(**span_attributes(verdict))
             self._count_attempt(verdict, live)
             try:
-                outcome = await self._run_attempt(verdict, live, intake, carrier, trace)
+                with trace.step("attempt") as span:
+                    if span.is_recorded:
+                        span.set(number=verdict.attempt)
+                    outcome = await self._run_attempt(verdict, live, intake, carrier, trace)
             except WorkerError as error:
                 live.failed_by = _REASONS.get(type(error), "gone")
-                self._fail(intake, verdict, error, retriable=not carrier.started)
+                event = self._failed(intake, verdict, error, retriable=not carrier.started)
                 if carrier.started:
+                    live.outcome = "failed"
+                    self.handle(event)
                     raise broken_stream(error.detail) from error
             else:
                 self._done(verdict, live, outcome)
@@ -218,6 +230,14 @@ class RouterService:
             self.metrics.queue.observe(decision.waited_s, live.request.terms.class_name)
         else:
             self.metrics.retries.inc(live.failed_by)
+
+    async def _wait(self, live: _Live, trace: RequestTrace) -> None:
+        """Until there is a verdict."""
+        with trace.step("queue") as span:
+            span.set(waits_for=live.waits_for)
+            while live.verdict is None:
+                live.waiter = asyncio.get_running_loop().create_future()
+                await live.waiter
 
     async def _run_attempt(
         self, decision: RoutingDecision, live: _Live, intake: Intake, carrier: Carrier, trace: RequestTrace
@@ -231,15 +251,17 @@ class RouterService:
                 call.let_go()
                 if call.stream:
                     live.first_token_at_s = time.monotonic()
-                    predicted_s = decision.waited_s + decision.forecast.ttft_s
-                    self.metrics.observe_first_token(live.first_token_at_s - live.arrived_at_s, predicted_s)
+                    ttft_s, predicted_s = live.first_token_at_s - live.arrived_at_s, decision.forecast.ttft_s
+                    self.metrics.observe_first_token(ttft_s, decision.waited_s + predicted_s)
+                    if trace.is_recorded:
+                        self.metrics.ttft.mark(ttft_s, trace.trace_id)
             elif isinstance(event, PrefillDone):
                 live.cached_tokens = event.cached_tokens
             self.handle(event)
 
         lost, live.aborted_by = live.aborted_by, None
         if lost is not None:  # between the decision and this line
-            raise WorkerError(lost, "gone before the request reached it")
+            raise WorkerLostError(lost, "gone before the request reached it")
         live.is_running = True
         try:
             return await carrier.run(decision, report, trace, explained)
@@ -249,13 +271,13 @@ class RouterService:
                 raise
             if live.task.uncancel() > 0:
                 raise  # the client went away in the same instant
-            raise WorkerError(lost, "gone while it worked on the request") from None
+            raise WorkerLostError(lost, "gone while it worked on the request") from None
         finally:
             live.is_running = False
 
     def _done(self, decision: RoutingDecision, live: _Live, outcome: Outcome) -> None:
         request, usage, now_s = live.request, outcome.usage, time.monotonic()
-        live.outcome = "not_judged"
+        live.outcome = "answered" if outcome.status < 400 else "refused"
         self.handle(RequestDone(request.id, decision.attempt, usage))
         reported = live.cached_tokens if live.cached_tokens is not None else usage.cached_tokens if usage else None
         if outcome.status == 200 and reported is not None:
@@ -266,16 +288,17 @@ class RouterService:
             ttft_s = live.first_token_at_s - live.arrived_at_s
             tpot_s = (now_s - live.first_token_at_s) / max(1, usage.output_tokens - 1)
             met = ttft_s <= request.terms.slo.ttft_s and tpot_s <= request.terms.slo.tpot_s
-            live.outcome = "met" if met else "missed"
+            live.slo_met = met
             self.metrics.observe_slo(request.terms.class_name, decision.promised, met, tpot_s)
 
-    def _fail(self, intake: Intake, decision: RoutingDecision, error: WorkerError, *, retriable: bool) -> None:
-        _log.warning("request %s attempt %d: %s", intake.public_id, decision.attempt, error)
+    def _failed(self, intake: Intake, decision: RoutingDecision, error: WorkerError, *, retriable: bool) -> Event:
+        public_id, attempt = intake.public_id, decision.attempt
+        _log.warning("request %s attempt %d: %s", public_id, attempt, error, extra={"request_id": public_id})
         self.metrics.failed_attempts.inc(error.worker_id)
         if decision.prefill is not None:
             step = "prefill" if error.worker_id == decision.prefill.spec.id else "decode"
             self.metrics.failed_hand_offs.inc(step)
-        self.handle(RequestFailed(intake.request.id, decision.attempt, error.worker_id, retriable))
+        return RequestFailed(intake.request.id, attempt, error.worker_id, retriable)
 
     def handle(self, event: Event) -> None:
         """Tell the core; carry out what it says."""
@@ -296,8 +319,8 @@ class RouterService:
                     self._decided(self._live[request_id], command)
                 case Abort(request_id, attempt, worker_id):
                     self._abort(request_id, attempt, worker_id)
-                case Hold():
-                    pass  # its task waits for the verdict as it is
+                case Hold(request_id, _, why):
+                    self._live[request_id].waits_for = why  # its task waits for the verdict as it is
         self._set_wakeup(now_s)
 
     def _decided(self, live: _Live, verdict: RoutingDecision | Reject) -> None:
@@ -322,3 +345,29 @@ class RouterService:
         if wakeup_s is not None:
             loop = asyncio.get_running_loop()
             self._wakeup = loop.call_later(max(0.0, wakeup_s - now_s), self.handle, Woken())
+
+
+def _tenant_outcome(live: _Live) -> str:
+    """met, missed, not_judged, rejected, failed or cancelled."""
+    if live.outcome not in ("answered", "refused"):
+        return live.outcome
+    if live.slo_met is None:
+        return "not_judged"
+    return "met" if live.slo_met else "missed"
+
+
+def _root_attributes(live: _Live, intake: Intake, e2e_s: float) -> dict[str, str | int | float | bool]:
+    """What a tail sampler asks for."""
+    attributes: dict[str, str | int | float | bool] = {
+        "request_id": intake.public_id,
+        "model": live.request.model,
+        "class": live.request.terms.class_name,
+        "outcome": live.outcome,
+        "attempts": live.attempt,
+        "e2e_s": e2e_s,
+    }
+    if live.first_token_at_s is not None:
+        attributes["ttft_s"] = live.first_token_at_s - live.arrived_at_s
+    if live.slo_met is not None:
+        attributes["slo_met"] = live.slo_met
+    return attributes

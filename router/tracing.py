@@ -25,10 +25,16 @@ class _NoSpan:
 
 
 class _NoTrace:
+    is_recorded = False
+    trace_id = ""
+
     def step(self, name: str) -> _NoSpan:
         return _NO_SPAN
 
     def event(self, name: str) -> None:
+        return None
+
+    def ended(self, status: int, tenant: str, **attributes: str | int | float | bool) -> None:
         return None
 
     def __enter__(self) -> RequestTrace:
@@ -40,6 +46,7 @@ class _NoTrace:
 
 _NO_SPAN = _NoSpan()
 _NO_TRACE = _NoTrace()
+NO_TRACE: RequestTrace = _NO_TRACE
 
 
 class NoTracing:

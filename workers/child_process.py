@@ -93,18 +93,19 @@ class PrefixedLog:
     """A log whose every line names its source: a file, or standard error. A full disk costs lines, never the process
     that wrote them."""
 
-    def __init__(self, path: Path | None, prefix: str) -> None:
+    def __init__(self, path: Path | None, prefix: str, form: Callable[[str], str] | None = None) -> None:
+        """`form` makes whole lines in another way than behind the prefix. Without a path: standard error."""
         if path is None:
             self._file = os.fdopen(os.dup(sys.stderr.fileno()), "a", buffering=1, errors="replace")
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", buffering=1, errors="replace")
-        self._prefix = prefix
+        self._form = form or f"[{prefix}] {{}}".format
 
     def __call__(self, line: str) -> None:
         """Write one line."""
         with contextlib.suppress(OSError, ValueError):  # ValueError: closed
-            self._file.write(f"[{self._prefix}] {line}\n")
+            self._file.write(f"{self._form(line)}\n")
 
     def close(self) -> None:
         """Close the file."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from workers.engine_plugin import DELAY_ENV, LEASES_ENV, PAUSE_ENV
 from workers.expert_placement import EXPERTS_ENV
@@ -42,6 +43,15 @@ class EnginePorts:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineTraces:
+    """Where an engine sends its spans."""
+
+    url: str  # as its exporter wants it
+    protocol: Literal["grpc", "http"]
+    sample_ratio: float  # of requests that come without a context; others are kept as it says
+
+
+@dataclass(frozen=True, slots=True)
 class EngineCommand:
     """What to start."""
 
@@ -57,7 +67,7 @@ def build_engine_command(
     model_name: str,
     ports: EnginePorts,
     parent_env: Mapping[str, str],
-    otlp_endpoint: str | None = None,
+    traces: EngineTraces | None = None,
 ) -> EngineCommand:
     """The command of one engine. `argv` has no program: it follows `python -m`."""
     argv = [
@@ -80,9 +90,22 @@ def build_engine_command(
         argv += ["--enforce-eager"]
     if settings.experts is not None:
         argv += _experts(settings.experts, settings.device)
-    if otlp_endpoint is not None:
-        argv += ["--otlp-traces-endpoint", otlp_endpoint]
-    return EngineCommand((*argv, *settings.extra_args), _env(settings, ports, parent_env))
+    own_env: dict[str, str] = {}
+    if traces is not None:
+        argv += ["--otlp-traces-endpoint", traces.url]
+        own_env = _traces_env(traces, role)
+    return EngineCommand((*argv, *settings.extra_args), own_env | _env(settings, ports, parent_env))
+
+
+def _traces_env(traces: EngineTraces, role: Role) -> dict[str, str]:
+    """What vLLM has no arguments for, and OpenTelemetry's SDK reads itself. An operator's own values come after."""
+    return {
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc" if traces.protocol == "grpc" else "http/protobuf",
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": f"{traces.sample_ratio:g}",
+        "OTEL_SERVICE_NAME": "vllm",
+        "OTEL_RESOURCE_ATTRIBUTES": f"headrace.role={role.value}",
+    }
 
 
 def _experts(experts: ExpertParallelSettings, device: str) -> list[str]:

@@ -20,6 +20,10 @@ class WorkerFailedError(WorkerError):
     """The engine answered, with a server error or with something that is no answer."""
 
 
+class WorkerLostError(WorkerError):
+    """Its lease ended while it worked on the request, or just before."""
+
+
 class EngineStartError(Exception):
     """The engine did not come up; the message ends with its last log lines."""
 

@@ -16,12 +16,13 @@ from kvstore.leases import open_leases
 from kvstore.settings import IndexSettings, RedisSettings
 from kvstore.types import WorkerId
 from workers.child_process import PrefixedLog
-from workers.engine_command import EngineCommand, EnginePorts, build_engine_command
+from workers.engine_command import EngineCommand, EnginePorts, EngineTraces, build_engine_command
 from workers.engine_probe import EngineIdentity, EngineNotAnsweringError, EngineProbe
 from workers.errors import EngineStartError
 from workers.expert_placement import slots_problem
 from workers.kv_feed import open_kv_feeds
 from workers.lease_keeper import LeaseKeeper
+from workers.logs import ChildLines, LogStyle, logging_to
 from workers.settings import EngineSettings, ExpertParallelSettings, KvEventSettings
 from workers.supervisor import EngineSupervisor
 from workers.types import NO_LOAD, Phase, Role, WorkerSpec, WorkerState
@@ -39,7 +40,8 @@ class WorkerPlan:
     redis_url: str
     redis: RedisSettings
     log_dir: str | None  # None: standard error
-    otlp_endpoint: str | None = None
+    traces: EngineTraces | None = None
+    log_style: LogStyle = field(default_factory=LogStyle)
     index: IndexSettings = field(default_factory=IndexSettings)
     kv_events: KvEventSettings = field(default_factory=KvEventSettings)
 
@@ -51,26 +53,37 @@ async def run_worker(
 
     `joined` is told once whose lease it is, as soon as there is one.
     """
-    log = PrefixedLog(Path(plan.log_dir) / f"{plan.worker_id}.log" if plan.log_dir else None, plan.worker_id)
+    path = Path(plan.log_dir) / f"{plan.worker_id}.log" if plan.log_dir else None
+    form = ChildLines("engine", worker=plan.worker_id) if plan.log_style.format == "json" else None
+    log = PrefixedLog(path, plan.worker_id, form)
+    # What the supervisor says is among the engine's lines.
+    own_lines = logging_to(path, plan.log_style, without=("workers.supervisor",), worker=plan.worker_id)
     try:
-        # The feeds outside: the lease is given back first.
-        async with (
-            open_kv_feeds(plan.redis_url, plan.worker_id, plan.index, plan.kv_events, plan.redis) as feeds,
-            _lease(plan.redis_url, plan.redis, plan.worker_id, plan.role, plan.model_name) as keeper,
-        ):
-            if joined is not None:
-                joined(keeper)
-            supervisor = EngineSupervisor(
-                keeper,
-                plan.engine,
-                lambda ports: vllm_command(plan, ports),
-                load_interval_s=plan.redis.heartbeat_s,
-                log_line=log,
-                feeds=feeds,
-            )
-            await supervisor.run(stop)
+        with own_lines:
+            await _work(plan, log, stop, joined)
     finally:
         log.close()
+
+
+async def _work(
+    plan: WorkerPlan, log: PrefixedLog, stop: asyncio.Event, joined: Callable[[LeaseKeeper], None] | None
+) -> None:
+    # The feeds outside: the lease is given back first.
+    async with (
+        open_kv_feeds(plan.redis_url, plan.worker_id, plan.index, plan.kv_events, plan.redis) as feeds,
+        _lease(plan.redis_url, plan.redis, plan.worker_id, plan.role, plan.model_name) as keeper,
+    ):
+        if joined is not None:
+            joined(keeper)
+        supervisor = EngineSupervisor(
+            keeper,
+            plan.engine,
+            lambda ports: vllm_command(plan, ports),
+            load_interval_s=plan.redis.heartbeat_s,
+            log_line=log,
+            feeds=feeds,
+        )
+        await supervisor.run(stop)
 
 
 def vllm_command(plan: WorkerPlan, ports: EnginePorts) -> EngineCommand:
@@ -86,7 +99,7 @@ def vllm_command(plan: WorkerPlan, ports: EnginePorts) -> EngineCommand:
         model_name=plan.model_name,
         ports=ports,
         parent_env=os.environ,
-        otlp_endpoint=plan.otlp_endpoint,
+        traces=plan.traces,
     )
     # Warnings of the engine's dependencies are not the operator's; errors still are.
     argv = (sys.executable, "-W", "ignore", "-m", *command.argv)

@@ -22,4 +22,4 @@ def audit(who: str | None, method: str, path: str, status: int, code: str = "") 
         "status": status,
         **({"code": code} if code else {}),
     }
-    AUDIT.info(msgspec.json.encode(line).decode())
+    AUDIT.info(msgspec.json.encode(line).decode(), extra={"fields": {"message": "audit", **line}})

@@ -150,7 +150,7 @@ class Exchange:
             with picking.tracing.request(f"ext_proc {route}", headers) as trace:
                 with trace.step("receive") as span:
                     facts = picking.service.facts(route)
-                    intake = await picking.desk.take_in(route, b"".join(self._chunks), headers, facts)
+                    intake = await picking.desk.take_in(route, b"".join(self._chunks), headers, facts, trace)
                     self._intake = intake = self._restricted(intake)
                     span.set(request_id=intake.public_id, model=intake.request.model, stream=intake.call.stream)
                 shows_body = self._response_mode != pb.NONE
@@ -159,7 +159,8 @@ class Exchange:
         except ApiError as error:
             self._refuse(error)
         except Exception:
-            _log.exception("request %s failed", self._intake.public_id if self._intake else "that a gateway asks about")
+            request_id = self._intake.public_id if self._intake else "that a gateway asks about"
+            _log.exception("request %s failed", request_id, extra={"request_id": request_id})
             self._refuse(internal())
 
     def _restricted(self, intake: Intake) -> Intake:

@@ -1,21 +1,24 @@
 """Counters and histograms of plain numbers, shown to Prometheus at a scrape: one look-up for each observation."""
 
+import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 
 class _Buckets:
     """What one histogram series has seen."""
 
-    __slots__ = ("counts", "sum_s")
+    __slots__ = ("counts", "exemplars", "sum_s")
 
     def __init__(self, num_bounds: int) -> None:
         self.counts = [0] * (num_bounds + 1)
         self.sum_s = 0.0
+        self.exemplars: dict[int, Exemplar] = {}  # by bucket, the last one
 
 
 class Distribution:
@@ -36,12 +39,19 @@ class Distribution:
         series.counts[bisect_left(self._bounds_s, value_s)] += 1
         series.sum_s += value_s
 
+    def mark(self, value_s: float, trace_id: str, *labels: str) -> None:
+        """Show this trace beside the bucket of a value that was observed. OpenMetrics calls it an exemplar."""
+        at = bisect_left(self._bounds_s, value_s)
+        self._series[labels].exemplars[at] = Exemplar({"trace_id": trace_id}, value_s, time.time())
+
     def collect(self) -> Metric:
         """As it is now."""
         edges = [*map(floatToGoString, self._bounds_s), "+Inf"]
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         for labels, series in self._series.items():
-            buckets = list(zip(edges, map(float, accumulate(series.counts)), strict=True))
+            sums = enumerate(zip(edges, map(float, accumulate(series.counts)), strict=True))
+            marks = series.exemplars
+            buckets = [(*bucket, marks[at]) if at in marks else bucket for at, bucket in sums]
             family.add_metric(labels, buckets, series.sum_s)
         return family
 

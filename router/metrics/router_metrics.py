@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from router.core import RouterCore
@@ -95,6 +96,12 @@ class RouterMetrics(Collector):
     def exposition(self) -> bytes:
         """The text format."""
         return generate_latest(self.registry)
+
+    def exposition_for(self, accept: str) -> tuple[str, bytes]:
+        """Content type and text: OpenMetrics 1.0, which has exemplars, for a scraper that names it as acceptable."""
+        if "application/openmetrics-text" in accept:
+            return openmetrics.CONTENT_TYPE_LATEST, openmetrics.generate_latest(self.registry)
+        return "text/plain; version=0.0.4", self.exposition()
 
     def collect(self) -> Iterator[Metric]:
         """What has been counted."""

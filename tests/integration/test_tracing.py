@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from tests.engine_counters import wait_until
-from tests.otlp_receiver import Received
+from tests.otlp_receiver import Received, attributes_of
 from tests.stack import Stack
 
 pytestmark = pytest.mark.cluster
@@ -24,23 +24,28 @@ def test_one_trace_shows_router_and_engines(cluster: Stack, traces: Received) ->
         return sum(service != "headrace-router" for service, _ in traces.of_trace(TRACE_ID))
 
     wait_until(lambda: engine_spans() >= 2, "both engines have sent their spans", timeout_s=60)
-    wait_until(lambda: "decode" in {s.name for _, s in traces.of_trace(TRACE_ID)}, "the router has", timeout_s=30)
+    root_name = "POST /v1/completions"
+    wait_until(lambda: root_name in {s.name for _, s in traces.of_trace(TRACE_ID)}, "the router has", timeout_s=30)
     spans = {span.name: span for service, span in traces.of_trace(TRACE_ID) if service == "headrace-router"}
-    assert {"receive", "route", "prefill", "decode", "transfer", "POST /v1/completions"} <= set(spans)
+    assert {"receive", "decide", "attempt", "prefill", "decode", "transfer", root_name} <= set(spans)
 
-    root = spans["POST /v1/completions"]
+    root = spans[root_name]
     assert root.parent_span_id.hex() == CLIENT_SPAN_ID
     assert [event.name for event in root.events] == ["first_token"]
-    for name in ("receive", "route", "prefill", "decode"):
+    for name in ("receive", "decide", "attempt"):
         assert spans[name].parent_span_id == root.span_id
+    for name in ("prefill", "decode"):
+        assert spans[name].parent_span_id == spans["attempt"].span_id
     assert spans["transfer"].parent_span_id == spans["decode"].span_id
     assert spans["prefill"].end_time_unix_nano <= spans["decode"].start_time_unix_nano
 
     parents = {span.parent_span_id for service, span in traces.of_trace(TRACE_ID) if service != "headrace-router"}
     assert parents == {spans["prefill"].span_id, spans["decode"].span_id}
-    attributes = {item.key: item.value for item in spans["route"].attributes}
-    assert attributes["headrace.hand_off"].bool_value
-    assert attributes["headrace.predicted_ttft_s"].double_value > 0
+    assert {service for service, _ in traces.of_trace(TRACE_ID)} == {"headrace-router", "vllm"}
+    decided = attributes_of(spans["decide"])
+    assert decided["headrace.hand_off"]
+    assert float(decided["headrace.predicted_ttft_s"]) > 0
+    assert attributes_of(root)["headrace.outcome"] == "answered"
 
 
 def test_no_span_carries_a_prompt(cluster: Stack, traces: Received) -> None:

@@ -15,20 +15,21 @@ from workers.engine_args import (
     check_expert_args,
     check_extra_args,
 )
-from workers.engine_command import INHERITED_ENV, EngineCommand, EnginePorts, build_engine_command
+from workers.engine_command import INHERITED_ENV, EngineCommand, EnginePorts, EngineTraces, build_engine_command
 from workers.engine_plugin import DELAY_ENV, LEASES_ENV, PAUSE_ENV
 from workers.expert_placement import EXPERTS_ENV
 from workers.settings import EngineSettings, ExpertParallelSettings
 from workers.types import Role
 
 PORTS = EnginePorts(http=1001, nixl_side_channel=1002, kv_events=1003, kv_replay=1004)
+TRACES = EngineTraces("http://c:4317", "grpc", 0.25)
 
 
 def build(
     settings: EngineSettings | None = None,
     role: Role = Role.MIXED,
     parent_env: dict[str, str] | None = None,
-    otlp_endpoint: str | None = None,
+    traces: EngineTraces | None = None,
 ) -> EngineCommand:
     return build_engine_command(
         settings or EngineSettings(),
@@ -37,7 +38,7 @@ def build(
         model_name="x",
         ports=PORTS,
         parent_env=parent_env or {},
-        otlp_endpoint=otlp_endpoint,
+        traces=traces,
     )
 
 
@@ -81,8 +82,19 @@ def test_settings_reach_the_command_line() -> None:
     assert value_of(argv, "--max-model-len") == "512"
     assert value_of(argv, "--kv-cache-dtype") == "fp8"
     assert "--max-model-len" not in build().argv
-    assert value_of(build(otlp_endpoint="http://c:4317").argv, "--otlp-traces-endpoint") == "http://c:4317"
+    assert value_of(build(traces=TRACES).argv, "--otlp-traces-endpoint") == "http://c:4317"
     assert "--otlp-traces-endpoint" not in build().argv
+
+
+def test_engines_trace_by_the_protocol_of_the_routers_and_draw_only_what_no_router_drew() -> None:
+    env = build(traces=TRACES).env
+    assert env["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "grpc"
+    assert (env["OTEL_TRACES_SAMPLER"], env["OTEL_TRACES_SAMPLER_ARG"]) == ("parentbased_traceidratio", "0.25")
+    env = build(traces=EngineTraces("http://c:4318/v1/traces", "http", 1.0)).env
+    assert env["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+    chosen = EngineSettings(env={"OTEL_SERVICE_NAME": "mine"})
+    assert build(chosen, traces=TRACES).env["OTEL_SERVICE_NAME"] == "mine"
+    assert not any(name.startswith("OTEL") for name in build().env)
 
 
 def test_extra_arguments_come_last_as_they_are() -> None:
@@ -139,7 +151,7 @@ def test_nothing_reserved_is_inherited() -> None:
 
 def test_everything_the_command_itself_sets_by_value_is_reserved() -> None:
     """Except what is harmless to override. A new argument of the command has to be thought about here."""
-    argv = build(EngineSettings(max_model_len_tokens=512), otlp_endpoint="http://c:4317").argv
+    argv = build(EngineSettings(max_model_len_tokens=512), traces=TRACES).argv
     ours = {arg for arg in argv if arg.startswith("--")}
     assert ours - RESERVED_ARGS.keys() == {"--enforce-eager"}
 

@@ -143,6 +143,9 @@ class Monitoring(_Values):
     rules: bool = False
     dashboards: bool = False
     labels: dict[str, str] = Field({}, description="that Prometheus selects them by")
+    runbooks: str = Field(
+        "", pattern=r"^(https?://.*[^/])?$", description="where docs/ is published: alerts link to it"
+    )
 
 
 class Autoscale(_Values):

@@ -143,6 +143,19 @@ def test_monitoring_wraps_what_is_there(tmp_path: Path) -> None:
     assert [found for manifest in rendered.manifests if (found := problem(manifest, "1.37"))] == []
 
 
+def test_alerts_link_to_where_the_runbooks_are() -> None:
+    links = {
+        rule["annotations"]["runbook_url"].rpartition("/")[0]
+        for manifest in render_values({"monitoring": {"rules": True, "runbooks": "https://wiki.acme/hr"}})
+        .of("PrometheusRule")
+        .values()
+        for group in manifest["spec"]["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    }
+    assert links == {"https://wiki.acme/hr"}
+
+
 def test_defaults_in_templates_are_those_of_the_config() -> None:
     """`dig "router" "drain_s" 10.0 .Values.config` and the like say what the config types say."""
     config = Config().model_dump()

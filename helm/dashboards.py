@@ -256,10 +256,48 @@ ROUTERS = (
     ),
     Panel("Redis", "short", (("{{instance}}", series("headrace_redis_up")),), "1 while it answers."),
 )
+EXPERTS = (
+    Panel(
+        "Balancedness",
+        "percentunit",
+        (("{{worker}}", series("headrace_expert_balancedness")),),
+        "Even load over the slowest rank's, mean over layers; 100 % is perfect.",
+    ),
+    Panel(
+        "Balancedness, worst layer",
+        "percentunit",
+        (("{{worker}}", series("headrace_expert_balancedness_worst_layer")),),
+    ),
+    Panel("Placements applied", "short", (("{{worker}}", series("headrace_expert_placements_total")),)),
+    Panel(
+        "Tokens to experts",
+        "short",
+        (("{{worker}}", f"rate({series('headrace_expert_tokens_total')}[$__rate_interval])"),),
+        "A second, each once for every expert, of all layers.",
+    ),
+    Panel(
+        "Classes of traffic",
+        "percentunit",
+        (("{{worker}} {{class}}", series("headrace_expert_class_share")),),
+        "Their parts of the last window's tokens.",
+    ),
+    Panel(
+        "Balancedness if a class came alone",
+        "percentunit",
+        (("{{worker}} {{class}}", series("headrace_expert_class_balancedness")),),
+    ),
+    Panel(
+        "How well a class is known",
+        "percentunit",
+        (("{{worker}} {{class}}", series("headrace_expert_class_confidence")),),
+        "0 %: its experts are taken to be those of all traffic.",
+    ),
+)
 DASHBOARDS = {
     "headrace-slos": ("Headrace: promises", SLOS),
     "headrace-fleet": ("Headrace: fleet", FLEET),
     "headrace-routers": ("Headrace: routers", ROUTERS),
+    "headrace-experts": ("Headrace: experts", EXPERTS),
 }
 
 

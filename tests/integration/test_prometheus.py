@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from controlplane.expert_metrics import ExpertMetrics
 from tests.fleet import MODEL, Fleet, fleet
 from tests.prometheus import RULES, dashboard_queries, installed, rules, running_prometheus, selectors, shown_series
 from workers.fake import Plan
@@ -59,7 +60,7 @@ async def eventful(made: Fleet) -> None:
 def test_rules_and_dashboards_name_only_what_is_shown(tmp_path: Path) -> None:
     async def test(made: Fleet) -> None:
         await eventful(made)
-        shown = shown_series([await made.metrics()])
+        shown = shown_series([await made.metrics(), ExpertMetrics(lambda: ()).exposition().decode()])
         queries = [(str(rule.get("alert", rule.get("record"))), rule["expr"]) for rule in rules()] + dashboard_queries()
         for where, expression in queries:
             for selector in selectors(expression):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from controlplane.class_counts import ClassCounts, Mark
+from controlplane.class_token_counts import ClassTokenCounts, Mark
 from controlplane.placement.class_profiles import ClassProfiles, Profiles
 from controlplane.placement.class_scenarios import class_scenarios
 from controlplane.placement.loads import ExpertLoadWindow
@@ -47,7 +47,7 @@ class ClassLoads:
 
     half_life_s: float  # of what is known of a class
     num_windows: int = 64
-    counts: ClassCounts = field(default_factory=ClassCounts)
+    counts: ClassTokenCounts = field(default_factory=ClassTokenCounts)
     _models: dict[_Model, ClassProfiles] = field(default_factory=dict)
     _latest: dict[_Model, Profiles] = field(default_factory=dict)
     _engines: dict[str, _Seen] = field(default_factory=dict)

@@ -24,6 +24,7 @@ from router.events import (
     RequestDone,
     RequestFailed,
 )
+from router.slo import judge
 from router.types import Request
 
 _ENDS = frozenset((RequestDone, RequestFailed, RequestCancelled))
@@ -111,10 +112,13 @@ def _judge(live: _Live, event: RequestDone, now_s: float) -> None:
     count.output_tokens += usage.output_tokens
     if not live.request.streamed or live.first_token_at_s is None:
         return
-    slo = live.request.terms.slo
-    ttft_s = live.first_token_at_s - live.arrived_at_s
-    tpot_s = (now_s - live.first_token_at_s) / max(1, usage.output_tokens - 1)
-    is_met = ttft_s <= slo.ttft_s and tpot_s <= slo.tpot_s
+    is_met = judge(
+        live.request.terms.slo,
+        arrived_at_s=live.arrived_at_s,
+        first_token_at_s=live.first_token_at_s,
+        ended_at_s=now_s,
+        output_tokens=usage.output_tokens,
+    ).is_met
     count.judged += 1
     count.met += is_met
     count.promised += live.is_promised

@@ -43,6 +43,7 @@ from router.intake import FleetFacts, Intake
 from router.interfaces import RequestTrace, ResponseSink
 from router.metrics import RouterMetrics
 from router.prompt_index import Located, PromptIndex
+from router.slo import judge
 from router.types import Request, RoutingDecision
 from workers.errors import WorkerError, WorkerFailedError, WorkerLostError, WorkerUnreachableError
 from workers.membership import Joined, Left
@@ -285,11 +286,15 @@ class RouterService:
             if live.located.num_tokens is not None:
                 self.metrics.cached.observe(request.model, live.located.num_tokens, live.predicted_tokens, reported)
         if outcome.status == 200 and live.first_token_at_s is not None and usage is not None:
-            ttft_s = live.first_token_at_s - live.arrived_at_s
-            tpot_s = (now_s - live.first_token_at_s) / max(1, usage.output_tokens - 1)
-            met = ttft_s <= request.terms.slo.ttft_s and tpot_s <= request.terms.slo.tpot_s
-            live.slo_met = met
-            self.metrics.observe_slo(request.terms.class_name, decision.promised, met, tpot_s)
+            judged = judge(
+                request.terms.slo,
+                arrived_at_s=live.arrived_at_s,
+                first_token_at_s=live.first_token_at_s,
+                ended_at_s=now_s,
+                output_tokens=usage.output_tokens,
+            )
+            live.slo_met = judged.is_met
+            self.metrics.observe_slo(request.terms.class_name, decision.promised, judged.is_met, judged.tpot_s)
 
     def _failed(self, intake: Intake, decision: RoutingDecision, error: WorkerError, *, retriable: bool) -> Event:
         public_id, attempt = intake.public_id, decision.attempt

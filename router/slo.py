@@ -7,6 +7,7 @@ A class is named by `x-headrace-class`, else by the API key, else it is the defa
 import hashlib
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -72,6 +73,21 @@ def resolve(headers: Mapping[str, str], settings: SloSettings) -> Resolved:
         raise _too_late(terms, TTFT_HEADER if ttft_s else DEADLINE_HEADER)
     asked = (name, key.service_class, ttft_s, tpot_s, deadline_s)
     return Resolved(terms, is_implicit=all(item is None for item in asked))
+
+
+class Judged(NamedTuple):
+    """A streamed answer against its targets."""
+
+    ttft_s: float
+    tpot_s: float  # mean gap after the first token
+    is_met: bool  # both
+
+
+def judge(slo: Slo, *, arrived_at_s: float, first_token_at_s: float, ended_at_s: float, output_tokens: int) -> Judged:
+    """Whether a client got what it was to get. All instants of one clock."""
+    ttft_s = first_token_at_s - arrived_at_s
+    tpot_s = (ended_at_s - first_token_at_s) / max(1, output_tokens - 1)
+    return Judged(ttft_s, tpot_s, ttft_s <= slo.ttft_s and tpot_s <= slo.tpot_s)
 
 
 def key_digest(key: str) -> str:

@@ -120,8 +120,14 @@ class Costs:
             return moved_s + step_s + slow_down_s
         return [a + b + c for a, b, c in zip(moved_s, step_s, slow_down_s, strict=True)]
 
-    def keeps_promises(self, tpot_s: float, *, with_margin: bool) -> Amounts:
-        """See the function."""
+    def keeps_promises(self, tpot_s: float, *, with_margin: bool = True) -> Amounts:
+        """Decode rows where one more sequence breaks nobody's TPOT: neither those promised there, nor `tpot_s`, its.
+
+        Stock engines step every running sequence in every iteration, so without speculation the rule is step(B + 1) <=
+        the tightest target: SCORPIO's virtual batch (arXiv 2505.23022) with all weights 1. With it, a step yields E
+        tokens of a sequence and the rule is E >= step / target: AdaServe's budget test (arXiv 2501.12162, Algorithm 1)
+        where, as in stock engines, every sequence gets the same draft.
+        """
         side, tpots_s = self.view.decode, self.decode.tpot_s
         if self._in_columns:
             return keeps_tpots(side.seen, tpots_s, tpot_s, with_margin=with_margin)
@@ -129,7 +135,10 @@ class Costs:
         return [keeps_tpots(c, gap_s, tpot_s, with_margin=with_margin) for (c, _), gap_s in rows]
 
     def has_room(self, kv_tokens: int) -> Amounts:
-        """See the function."""
+        """Decode rows whose KV cache takes `kv_tokens` more; an idle one always does: the engine has the last word.
+
+        Blocks that a row holds already are shared and not needed again.
+        """
         side = self.view.decode
         if self._in_columns:
             return fits(side.seen, side.held, kv_tokens)
@@ -240,25 +249,6 @@ def _among(amounts: Amounts, chosen: NDArray[np.bool_]) -> Amounts:
     if isinstance(amounts, np.ndarray):
         return amounts[chosen]
     return amounts if isinstance(amounts, float) else tuple(compress(amounts, chosen))
-
-
-def keeps_promises(costs: Costs, tpot_s: float, *, with_margin: bool = True) -> NDArray[np.bool_]:
-    """Decode rows where one more sequence breaks nobody's TPOT: neither those promised there, nor `tpot_s`, its own.
-
-    Stock engines step every running sequence in every iteration, so without speculation the rule is step(B + 1) <= the
-    tightest target: SCORPIO's virtual batch (arXiv 2505.23022) with all weights 1. With it, a step yields E tokens of a
-    sequence and the rule is E >= step / target: AdaServe's budget test (arXiv 2501.12162, Algorithm 1) where, as in
-    stock engines, every sequence gets the same draft.
-    """
-    return np.asarray(costs.keeps_promises(tpot_s, with_margin=with_margin), dtype=np.bool_)
-
-
-def has_room(costs: Costs, kv_tokens: int) -> NDArray[np.bool_]:
-    """Decode rows whose KV cache takes `kv_tokens` more; an idle one always does: the engine has the last word.
-
-    Blocks that a row holds already are shared and not needed again.
-    """
-    return np.asarray(costs.has_room(kv_tokens), dtype=np.bool_)
 
 
 def decode_room(

@@ -111,14 +111,14 @@ def decode_terms(c: Amounts, new_tokens: Amount, given: Given) -> DecodeTerms:
 
 
 def keeps_tpots(c: Amounts, tpots_s: Amount, tpot_s: float, *, with_margin: bool) -> Amount:
-    """See `keeps_promises`."""
+    """See `Costs.keeps_promises`."""
     if with_margin:
         tpots_s = tpots_s * c[STEP_MARGIN]
     return (tpots_s <= c[MIN_TPOT]) & (tpots_s <= tpot_s)
 
 
 def fits(c: Amounts, held: Held, kv_tokens: int) -> Amount:
-    """See `has_room`."""
+    """See `Costs.has_room`."""
     return (c[KV] + kv_tokens - held[0] <= c[KV_TOTAL]) | (c[SEQS] == 0.0)
 
 

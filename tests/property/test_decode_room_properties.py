@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvstore.types import WorkerId
-from router.choice.cost import Costs, decode_room, has_room, keeps_promises
+from router.choice.cost import Costs, decode_room
 from router.choice.decode_room import DecodeRoom
 from router.fleet.table import FleetTable
 from router.latency import LatencyParams
@@ -39,7 +39,7 @@ def test_a_sequence_starts_when_there_is_room_for_it_and_those_before_it(
 
 def fits(table: FleetTable, row: int, tpot_s: float) -> bool:
     costs = Costs(make_view(table, make_request(num_prompt_tokens=TOKENS)), 50)
-    return bool(keeps_promises(costs, tpot_s)[row] and has_room(costs, TOKENS)[row])
+    return bool(costs.keeps_promises(tpot_s)[row] and costs.has_room(TOKENS)[row])
 
 
 @given(
@@ -60,7 +60,7 @@ def test_room_is_as_many_as_can_be_added_one_by_one(
             table.promise_seq(WorkerId(name), TOKENS, their_s)
     costs = Costs(make_view(table, make_request(num_prompt_tokens=TOKENS)), 50)
     found = decode_room(costs, tpot_s=tpot_s, kv_tokens=TOKENS, output_tokens=50)
-    counted, slow = [], ~keeps_promises(costs, tpot_s)
+    counted, slow = [], ~np.asarray(costs.keeps_promises(tpot_s), dtype=np.bool_)
     for row, (name, theirs) in enumerate(zip(names, promised, strict=True)):
         num = 0
         while fits(table, row, tpot_s):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvstore.types import WorkerId
-from router.choice.cost import Costs, keeps_promises
+from router.choice.cost import Costs
 from router.fleet.tpot import TpotLoad
 from router.latency import LatencyParams
 from tests.builders import make_request, make_table, make_view, make_worker
@@ -68,4 +68,4 @@ def test_one_more_sequence_is_let_in_where_the_next_step_keeps_every_promise(
     assume(all(not math.isclose(step_s / tpot_s, tokens_per_step) for tpot_s in with_new))  # rounding
     is_kept = all(step_s / tpot_s <= tokens_per_step for tpot_s in with_new)
     view = make_view(table, make_request(num_prompt_tokens=10))
-    assert keeps_promises(Costs(view, 8), new_s).tolist() == [is_kept]
+    assert list(Costs(view, 8).keeps_promises(new_s)) == [is_kept]

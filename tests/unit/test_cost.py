@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kvstore.types import RequestId, WorkerId
-from router.choice.cost import Costs, exchange_rate, has_room, keeps_promises
+from router.choice.cost import Costs, exchange_rate
 from router.choice.terms import HOST_FETCH_S_PER_TOKEN
 from router.fleet.prefill_work import PrefillWork
 from router.latency import LatencyParams
@@ -90,11 +90,11 @@ def test_promises_are_kept_when_the_longer_step_stays_within_the_tightest_of_the
     table.promise_seq(WorkerId("a"), 0, step_s - 1e-6)
     table.promise_seq(WorkerId("b"), 0, step_s + 1e-6)
     view = Costs(make_view(table), 8)
-    assert keeps_promises(view, 1.0).tolist() == [False, True]
-    assert keeps_promises(view, step_s - 1e-6).tolist() == [False, False]
+    assert list(view.keeps_promises(1.0)) == [False, True]
+    assert list(view.keeps_promises(step_s - 1e-6)) == [False, False]
     table.step_margin[:] = 1.5
-    assert keeps_promises(Costs(make_view(table), 8), 1.0).tolist() == [False, False]
-    assert keeps_promises(Costs(make_view(table), 8), 1.0, with_margin=False).tolist() == [False, True]
+    assert list(Costs(make_view(table), 8).keeps_promises(1.0)) == [False, False]
+    assert list(Costs(make_view(table), 8).keeps_promises(1.0, with_margin=False)) == [False, True]
 
 
 def test_room_is_for_prompt_and_answer_and_an_idle_worker_always_has_it() -> None:
@@ -102,17 +102,17 @@ def test_room_is_for_prompt_and_answer_and_an_idle_worker_always_has_it() -> Non
     table.kv_total_tokens[:] = 1000.0
     table.promise_seq(WorkerId("busy"), 600, np.inf)
     view = Costs(make_view(table), 8)
-    assert has_room(view, 400).tolist() == [True, True]
-    assert has_room(view, 401).tolist() == [False, True]
+    assert list(view.has_room(400)) == [True, True]
+    assert list(view.has_room(401)) == [False, True]
 
 
 def test_speculation_yields_several_tokens_a_step_and_so_allows_longer_steps() -> None:
     table = make_table(make_worker("a", running_seqs=4), params=PARAMS)
     step_s = 0.02 + 0.001 * 5 + 0.0002 * 0.1
-    assert keeps_promises(Costs(make_view(table), 8), step_s / 2).tolist() == [False]
+    assert list(Costs(make_view(table), 8).keeps_promises(step_s / 2)) == [False]
     table.set_tokens_per_step(WorkerId("a"), 2.5)
     costs = Costs(make_view(table), 8)
-    assert keeps_promises(costs, step_s / 2).tolist() == [True]
+    assert list(costs.keeps_promises(step_s / 2)) == [True]
     assert costs.forecast(None, 0).tpot_s == pytest.approx(step_s / 2.5)
     assert costs.forecast(None, 0).step_s == pytest.approx(step_s)
 
@@ -140,5 +140,5 @@ def test_blocks_that_are_held_need_no_room() -> None:
     table = make_table(make_worker(running_seqs=1), params=PARAMS)
     table.kv_total_tokens[:] = 1000.0
     request = make_request(num_prompt_tokens=1100)
-    assert has_room(Costs(make_view(table, request), 8), 1110).tolist() == [False]
-    assert has_room(Costs(make_view(table, request, make_overlap({0: 30})), 8), 1110).tolist() == [True]
+    assert list(Costs(make_view(table, request), 8).has_room(1110)) == [False]
+    assert list(Costs(make_view(table, request, make_overlap({0: 30})), 8).has_room(1110)) == [True]

@@ -1,6 +1,6 @@
-"""Tokens by class between two looks. Numbers: invariants of controlplane/class_counts.py."""
+"""Tokens by class between two looks. Numbers: invariants of controlplane/class_token_counts.py."""
 
-from controlplane.class_counts import ClassCounts
+from controlplane.class_token_counts import ClassTokenCounts
 from router.class_tokens import encode
 
 
@@ -10,7 +10,7 @@ def said(**tokens: float) -> bytes:
 
 
 def test_replicas_add_up() -> None:
-    counts = ClassCounts()
+    counts = ClassTokenCounts()
     counts.take_in({"a": said(chat=5.0), "b": said(chat=1.0)})
     mark = counts.mark("m")
     assert counts.since("m", mark) == {}
@@ -21,7 +21,7 @@ def test_replicas_add_up() -> None:
 
 def test_a_replica_counts_from_when_it_was_heard_of() -> None:
     """Invariant 1."""
-    counts = ClassCounts()
+    counts = ClassTokenCounts()
     mark = counts.mark("m")
     counts.take_in({"a": said(chat=1000.0)})
     assert counts.since("m", mark) == {}
@@ -31,7 +31,7 @@ def test_a_replica_counts_from_when_it_was_heard_of() -> None:
 
 def test_a_replica_that_went_is_not_forgotten_at_once() -> None:
     """Invariant 2."""
-    counts = ClassCounts(num_replicas=2)
+    counts = ClassTokenCounts(num_replicas=2)
     counts.take_in({"a": said(chat=1.0)})
     mark = counts.mark("m")
     counts.take_in({"a": said(chat=4.0)})
@@ -42,7 +42,7 @@ def test_a_replica_that_went_is_not_forgotten_at_once() -> None:
 
 
 def test_counters_that_went_back_say_nothing() -> None:
-    counts = ClassCounts()
+    counts = ClassTokenCounts()
     counts.take_in({"a": said(chat=10.0)})
     mark = counts.mark("m")
     counts.take_in({"a": said(chat=4.0), "b": b"not ours"})

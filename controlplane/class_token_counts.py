@@ -20,7 +20,7 @@ class _Replica:
     last: EngineTokens
 
 
-class ClassCounts:
+class ClassTokenCounts:
     """Of the whole fleet."""
 
     def __init__(self, *, num_replicas: int = 256) -> None:

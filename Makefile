@@ -13,12 +13,13 @@ say = @printf '[%6.1f s] %-8s %s\n' "$$(( $$(date +%s) - $(START) ))" "$(1)" "$(
 PEERS := $(VENV)-peers
 # What Dynamo's frontend and mocker import; its other dependencies are the engines'.
 DYNAMO_NEEDS := uvloop packaging typing_extensions pyyaml msgspec "pydantic<=2.13.5"
-.PHONY: up test venv lint unit bench-index bench-data-plane bench-overload bench-endpoint-picker bench-experts soak chart-schema chart-scan clean
+.PHONY: up test venv lint unit browser screenshots chart-schema chart-scan clean soak
+.PHONY: bench-index bench-data-plane bench-overload bench-endpoint-picker bench-experts
 
 up: venv  ## router and 1P1D vLLM on this machine, until Ctrl-C; UP_ARGS="--pools 2P1D" for more
 	@exec $(BIN)/headrace up $(UP_ARGS)
 
-test: venv lint  ## everything CI runs
+test: venv lint browser  ## everything CI runs
 	$(BIN)/python -m pytest -m "not own_cluster"
 	$(BIN)/python -m pytest -m own_cluster
 
@@ -30,6 +31,19 @@ lint: venv
 
 unit: venv  ## the tests that need no engine: a minute
 	$(BIN)/python -m pytest -m "not cluster"
+
+browser:  ## Chromium, for the tests of the operators' page: they are skipped where there is none
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Chromium, once: 290 MB"; \
+		apt-get update -qq; \
+		RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	else \
+		echo "no Chromium: the tests of the operators' page are skipped"; \
+	fi
+
+screenshots: venv browser  ## the pictures in docs/images, made again
+	$(BIN)/python -m tests.dashboard.screenshots docs/images
 
 bench-index: venv $(PEERS)/.installed  ## prefix index, decisions, cold start, beside Dynamo's and Ray's; minutes, 6 GB
 	$(BIN)/python -m tests.bench.index_report --python $(PEERS)/bin/python

@@ -12,9 +12,10 @@ from urllib.parse import parse_qsl
 
 import aiohttp
 
-from controlplane.admin_routes import decisions, experts, fleet, pools, session
+from controlplane.admin_routes import classes, decisions, experts, fleet, pools, session
 from controlplane.admin_routes.access import Access
 from controlplane.admin_routes.audit import audit
+from controlplane.admin_routes.dashboard import dashboard_routes
 from controlplane.admin_routes.intents import IntentRoutes
 from controlplane.admin_routes.openapi import describe
 from controlplane.admin_routes.pools import Pools
@@ -135,9 +136,11 @@ class AdminApi:
             Route("GET", "/healthz", alive, "The process runs.", None),
             Route("GET", "/metrics", exposition, "Prometheus metrics.", None, media_type="text/plain"),
             Route("GET", "/openapi.json", openapi, "This document.", None),
+            *dashboard_routes(),
             *session.routes(self._access),
             *fleet.fleet_routes(self._reader, lambda: self._wishes.known),
             *fleet.slo_routes(self._watch),
+            *classes.routes(config.slo),
             *decisions.decision_routes(self._decisions, config.board.decision_ttl_s),
             *decisions.event_routes(self._watch),
             *IntentRoutes(self._intents, self._wishes, self._reader, config.slo).routes(),

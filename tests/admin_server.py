@@ -26,7 +26,7 @@ def tokens_file(folder: Path) -> Path:
 
 
 @asynccontextmanager
-async def served(config: Config, redis_url: str, pools: Pools | None = None) -> AsyncIterator[str]:
+async def served(config: Config, redis_url: str, pools: Pools | None = None, port: int = 0) -> AsyncIterator[str]:
     """A control plane's admin API; its URL."""
     api = AdminApi(config, redis_url, pools)
     api.start()
@@ -46,7 +46,7 @@ async def served(config: Config, redis_url: str, pools: Pools | None = None) -> 
     app.router.add_route("*", "/{path:.*}", answer)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1.0)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
     try:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:

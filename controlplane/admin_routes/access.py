@@ -37,11 +37,16 @@ class Access:
         self._now_s = now_s
         self._sessions: dict[str, _Session] = {}  # by the digest of the cookie, oldest first
 
+    @property
+    def is_closed(self) -> bool:
+        """There are no tokens: reading from this machine only, no changes."""
+        return self._tokens.is_closed
+
     def check(self, route: Route, headers: Mapping[str, str]) -> Operator:
         """Who asks. Raises RefusedError 401 or 403. `headers` with names in lower case."""
         if route.role is None:
             return _NOBODY
-        if self._tokens.is_closed:
+        if self.is_closed:
             return self._check_closed(route, headers)
         who, by_cookie = self._who(headers)
         if not who.may(route.role):
@@ -54,7 +59,7 @@ class Access:
 
     def open_session(self, token: str) -> tuple[Operator, dict[str, str]]:
         """Who has the token, and the header that gives the browser its cookie. Raises RefusedError 401 or 403."""
-        if self._tokens.is_closed:
+        if self.is_closed:
             raise _closed()
         digest = digest_of(token)
         who = self._tokens.find_digest(digest)

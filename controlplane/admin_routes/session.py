@@ -20,6 +20,7 @@ class Who(msgspec.Struct, frozen=True):
 
     name: str
     role: str
+    is_closed: bool = False  # there are no tokens: nobody signs in, and nothing can be changed
 
 
 def routes(access: Access) -> Sequence[Route]:
@@ -30,7 +31,7 @@ def routes(access: Access) -> Sequence[Route]:
         return json_answer(Who(who.name, who.role.value), headers=cookie, who=who.name)
 
     async def who(call: Call) -> Answer:
-        return json_answer(Who(call.who.name, call.who.role.value))
+        return json_answer(Who(call.who.name, call.who.role.value, access.is_closed))
 
     async def log_out(call: Call) -> Answer:
         return json_answer({}, headers=access.end_session(call.headers))

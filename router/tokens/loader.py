@@ -50,7 +50,7 @@ async def _export(folder: Path) -> bytes:
     finally:
         if process.returncode is None:
             process.kill()
-            await process.wait()
+            await process.communicate()  # not wait(): that leaves its pipes open
     if process.returncode != 0:
         last_line = errors.decode(errors="replace").strip().rpartition("\n")[2]
         raise CannotTokeniseError(Kind.LOAD_FAILED, last_line[:_MAX_DETAIL_CHARS])

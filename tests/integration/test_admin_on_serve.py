@@ -81,6 +81,12 @@ async def _use(session: aiohttp.ClientSession, url: str) -> None:
         async with asyncio.timeout(20):
             while not (await events.content.readline()).startswith(b"event: fleet"):
                 pass
+    async with session.get(f"{url}/") as response:
+        assert (response.status, response.content_type) == (200, "text/html")
+        assert "Content-Security-Policy" in response.headers
+        same = {"If-None-Match": response.headers["ETag"]}
+    async with session.get(f"{url}/", headers=same) as response:
+        assert response.status == 304
     async with session.get(f"{url}/decisions/a%2Fb?x=y") as response:
         assert (response.status, (await response.json())["error"]["code"]) == (404, "decision_not_found")
     async with session.post(f"{url}/classes/chat/pause") as response:

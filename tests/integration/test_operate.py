@@ -204,6 +204,11 @@ def test_a_restart_does_not_undrain_and_neither_does_a_router_that_starts_later(
 
 def test_a_paused_class_is_turned_away_everywhere_until_it_is_resumed(tmp_path: Path) -> None:
     async def test(world: World) -> None:
+        _, classes = await world.ask("GET", "/classes", VIEWER)
+        assert [(one["name"], one["ttft_s"], one["is_default"]) for one in classes] == [
+            ("chat", 200, True),
+            ("batch", 200, False),
+        ]
         code, said = await headrace("pause", "batch", *world.options, "--retry-after-s", "7")
         assert (code, said) == (0, "new requests of batch are turned away\n")
 
@@ -377,7 +382,10 @@ def test_a_browser_trades_its_token_for_a_cookie(tmp_path: Path) -> None:
             async with browser.post(f"{world.admin}/session", json={"token": "hra-wrong"}) as response:
                 assert response.status == 401
             async with browser.post(f"{world.admin}/session", json={"token": OPERATOR}) as response:
-                assert (response.status, await response.json()) == (200, {"name": "olga", "role": "operator"})
+                assert (response.status, await response.json()) == (
+                    200,
+                    {"name": "olga", "role": "operator", "is_closed": False},
+                )
                 cookie = response.headers["Set-Cookie"]
                 assert "HttpOnly" in cookie
                 assert "SameSite=Strict" in cookie

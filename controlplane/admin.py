@@ -10,16 +10,16 @@ import time
 from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qsl
 
-import aiohttp
-
 from controlplane.admin_routes import classes, decisions, experts, fleet, pools, session
 from controlplane.admin_routes.access import Access
 from controlplane.admin_routes.audit import audit
 from controlplane.admin_routes.dashboard import dashboard_routes
 from controlplane.admin_routes.intents import IntentRoutes
+from controlplane.admin_routes.keys import KeyRoutes
 from controlplane.admin_routes.openapi import describe
 from controlplane.admin_routes.pools import Pools
 from controlplane.admin_routes.route import Answer, Call, RefusedError, Route, RouteTable, json_answer
+from controlplane.admin_routes.tenants import TenantRoutes
 from controlplane.config import Config
 from controlplane.decision_list import DecisionList
 from controlplane.expert_metrics import ExpertMetrics
@@ -30,10 +30,13 @@ from kvstore.board import Board
 from kvstore.connection import RedisLink
 from kvstore.errors import RedisUnavailableError
 from kvstore.intents import IntentStore
+from kvstore.key_store import KeyStore
 from kvstore.leases import LeaseStore
 from kvstore.types import WorkerId
+from kvstore.usage_store import UsageStore
 from router.admin_tokens import AdminTokens
 from router.intent_follower import IntentFollower
+from workers.engine_probe import engine_session
 from workers.expert_client import ExpertClient
 from workers.lease_follower import LeaseFollower
 from workers.membership import Joined, Left
@@ -61,10 +64,12 @@ class AdminApi:
         self._leases = LeaseStore(redis_url, namespace, config.redis)
         self._board = Board(RedisLink(redis_url, config.redis), namespace)
         self._intents = IntentStore(redis_url, namespace, config.redis)
+        self._keys = KeyStore(redis_url, namespace, config.redis)
+        self._usage = UsageStore(RedisLink(redis_url, config.redis), namespace)
         self._wishes = IntentFollower(self._intents, config.redis.heartbeat_s, lambda _: None)
         self._fleet: dict[WorkerId, WorkerState] = {}
         self._follower = LeaseFollower(self._leases, config.redis, self._on_change)
-        self._session = aiohttp.ClientSession()
+        self._session = engine_session(config.engine)
         self._placer = ExpertPlacer(
             ExpertClient(self._session), config.experts, self._fleet.values, self._board.classes.read_all
         )
@@ -90,7 +95,7 @@ class AdminApi:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._session.close()
-        for store in (self._leases, self._board, self._intents):
+        for store in (self._leases, self._board, self._intents, self._keys, self._usage):
             await store.close()
 
     async def answer(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
@@ -144,6 +149,8 @@ class AdminApi:
             *decisions.decision_routes(self._decisions, config.board.decision_ttl_s),
             *decisions.event_routes(self._watch),
             *IntentRoutes(self._intents, self._wishes, self._reader, config.slo).routes(),
+            *KeyRoutes(self._keys, config.identity, config.slo).routes(),
+            *TenantRoutes(self._keys, self._usage, config.identity, config.slo).routes(),
             *pools.routes(config.pools, resizable),
             *experts.routes(self._placer, config.experts.mode),
         )

@@ -18,10 +18,12 @@ from kvstore.board import open_board
 from kvstore.fleet_index import FleetIndex
 from kvstore.index_follower import IndexFollower
 from kvstore.intents import Intents, open_intents
+from kvstore.key_store import open_keys
 from kvstore.kv_log import open_kv_log
 from kvstore.leases import open_leases
 from kvstore.prefix_index import PrefixIndex
 from kvstore.types import WorkerId
+from kvstore.usage_store import open_usage
 from router.admin_tokens import AdminTokens, AdminTokensError
 from router.build import build_core, core_recipe
 from router.class_counts import ClassCounts
@@ -36,6 +38,11 @@ from router.gateway.endpoint_picker import EndpointPicker
 from router.gateway.exchange import Picking
 from router.grpc_server import GrpcServer
 from router.http_listener import HttpListener, bind
+from router.identity.cache_salts import CacheSalts
+from router.identity.doorkeeper import Doorkeeper
+from router.identity.follower import IdentityFollower
+from router.identity.usage_exchange import UsageExchange
+from router.identity.usage_ledger import UsageLedger
 from router.intake import FrontDesk
 from router.intent_follower import IntentFollower
 from router.prompt_index import PromptIndex
@@ -50,6 +57,7 @@ from router.tokens.types import Renderer
 from workers.client import EngineClient
 from workers.demo_model import DEMO_MODEL_NAME
 from workers.engine_command import EngineTraces
+from workers.engine_tls import client_context
 from workers.lease_follower import LeaseFollower
 from workers.logs import logging_to
 from workers.membership import Joined, Left
@@ -60,6 +68,7 @@ _log = logging.getLogger(__name__)
 # Python's own thresholds (700, 10, 10) are for processes that do not have the same few thousand objects come and go all
 # the time: collections took 16 of 150 microseconds of a request, the full ones 50 ms at once. Requests leave no cycles.
 _GC_THRESHOLDS = (5_000, 20, 20)
+_LAST_WORK_S = 5.0  # of what has something left to write when a router ends
 _WARM_UP_S = 15.0  # a router without its tokenizers or the prefix index routes by load, which is better than not at all
 
 
@@ -101,9 +110,14 @@ async def _route(
     stack.push_async_callback(tokenizer.close)
     index = FleetIndex(PrefixIndex(config.index.budget_bytes))
     prompts = PromptIndex(tokenizer, index, config.index.block_size_tokens)
-    gate = ClassGate()
-    service = await _follow(plan, stack, prompts, gate)
-    desk = FrontDesk(settings, config.slo, prompts, digest_key=secrets.token_bytes(16), gate=gate)
+    gate, salts = ClassGate(), CacheSalts()
+    door = Doorkeeper(config.identity, time.time, trusts_tenant_header=config.slo.trust_tenant_header)
+    ledger = await _follow_identity(plan, stack, door, salts)
+    service = await _follow(plan, stack, prompts, gate, ledger)
+    digest_key = secrets.token_bytes(16)
+    desk = FrontDesk(
+        settings, config.slo, prompts, digest_key=digest_key, gate=gate, door=door, salts=salts, ledger=ledger
+    )
     http = HttpListener(service, desk, settings, tracing, _admin_tokens(config))
     grpc = GrpcServer(service, desk, settings, tracing)
     picker = EndpointPicker(Picking(service, desk, settings, tracing)) if settings.endpoint_picker.enabled else None
@@ -130,14 +144,44 @@ def _spare_the_collector(stack: AsyncExitStack) -> None:
     gc.set_threshold(*_GC_THRESHOLDS)
 
 
-async def _follow(plan: RouterPlan, stack: AsyncExitStack, prompts: PromptIndex, gate: ClassGate) -> RouterService:
+async def _follow_identity(plan: RouterPlan, stack: AsyncExitStack, door: Doorkeeper, salts: CacheSalts) -> UsageLedger:
+    """What tenants use, and the tasks that follow keys, tenants and their use through Redis."""
+    config, namespace = plan.config, plan.config.redis.namespace
+    keys = await stack.enter_async_context(open_keys(plan.redis_url, namespace, config.redis))
+    usage = await stack.enter_async_context(open_usage(plan.redis_url, namespace, config.redis))
+    board = await stack.enter_async_context(open_board(plan.redis_url, namespace, config.redis))
+    follower = IdentityFollower(config.identity, keys, door, salts)
+    await follower.start()
+    if config.router.endpoint_picker.enabled and salts.is_on:
+        _log.warning("tenants share cached prefixes where a gateway carries their requests: docs/endpoint-picker.md")
+    router_id = secrets.token_hex(8)
+    ledger = UsageLedger(router_id)
+    exchange = UsageExchange(
+        board,
+        usage,
+        ledger,
+        router_id,
+        interval_s=config.board.report_interval_s,
+        limited=lambda: door.limited_tenants,
+        is_active=lambda: door.is_active,
+    )
+    if door.is_active:
+        await exchange.exchange()
+    stack.push_async_callback(_end_softly, asyncio.create_task(exchange.run()), exchange.stop)
+    stack.push_async_callback(_end, asyncio.create_task(follower.run()), follower.stop)
+    return ledger
+
+
+async def _follow(
+    plan: RouterPlan, stack: AsyncExitStack, prompts: PromptIndex, gate: ClassGate, ledger: UsageLedger
+) -> RouterService:
     """The service, and the tasks that follow leases, KV blocks, other replicas and operators through Redis into it."""
     config, settings, namespace = plan.config, plan.config.router, plan.config.redis.namespace
     leases = await stack.enter_async_context(open_leases(plan.redis_url, namespace, config.redis))
     kv_log = await stack.enter_async_context(open_kv_log(plan.redis_url, namespace, config.index, config.redis))
     intents = await stack.enter_async_context(open_intents(plan.redis_url, namespace, config.redis))
     board = await stack.enter_async_context(open_board(plan.redis_url, namespace, config.redis))
-    client = EngineClient(settings.engine_http)
+    client = EngineClient(settings.engine_http, tls=client_context(config.engine.tls))
     stack.push_async_callback(client.close)
     proofs = TokenProofs(client, prompts.tokenizer)
     stack.push_async_callback(proofs.close)
@@ -158,6 +202,7 @@ async def _follow(plan: RouterPlan, stack: AsyncExitStack, prompts: PromptIndex,
             *([classes.observe] if _has_experts(config) else []),
             *start_recorder(settings, recipe, stack),
         ],
+        ledger=ledger,
         is_warm=lambda: (blocks.is_ready and not prompts.is_loading) or time.monotonic() > warm_by_s,
     )
 
@@ -250,6 +295,13 @@ async def _end(task: "asyncio.Task[None]", stop: Callable[[], None]) -> None:
     stop()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def _end_softly(task: "asyncio.Task[None]", stop: Callable[[], None]) -> None:
+    """Let it do its last work; by cancellation where that takes too long."""
+    stop()
+    await asyncio.wait((task,), timeout=_LAST_WORK_S)
+    await _end(task, stop)
 
 
 def demo_model_path(config: Config) -> Path:

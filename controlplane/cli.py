@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from controlplane import experts_cli, explain_cli, operate_cli, run_cli
+from controlplane import experts_cli, explain_cli, identity_cli, operate_cli, run_cli
 from controlplane.cli_error import fail
 from controlplane.config import Config, ConfigError, dump_config, load_config
 from kvstore.errors import KvStoreError
@@ -58,6 +58,7 @@ def up(
 
 operate_cli.register(app)
 explain_cli.register(app)
+identity_cli.register(app)
 
 
 @worker_app.command()

@@ -17,6 +17,7 @@ from controlplane.admin_settings import AdminSettings
 from controlplane.placement.settings import ExpertSettings
 from kvstore.redis_url import without_password
 from kvstore.settings import BoardSettings, IndexSettings, RedisSettings
+from router.identity_settings import IdentitySettings
 from router.settings import ListenSettings, RouterSettings
 from router.slo_settings import SloSettings
 from workers.logs import LogFormat, LogLevel, LogStyle
@@ -90,6 +91,7 @@ class Config(BaseModel):
     engine: EngineSettings = EngineSettings()
     router: RouterSettings = RouterSettings()
     slo: SloSettings = SloSettings()
+    identity: IdentitySettings = IdentitySettings()
     index: IndexSettings = IndexSettings()
     kv_events: KvEventSettings = KvEventSettings()
     board: BoardSettings = BoardSettings()
@@ -102,6 +104,19 @@ class Config(BaseModel):
     redis: RedisSettings = RedisSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     state_dir: str = Field("~/.cache/headrace", min_length=1, description="converted demo model, logs, sockets")
+
+    @model_validator(mode="after")
+    def _identity_fits(self) -> "Config":
+        problem = self.identity.class_problem(self.slo.classes)
+        if problem is not None:
+            raise ValueError(f"identity.{problem}")
+        if self.identity.isolate_caches == "on" and self.router.endpoint_picker.enabled:
+            raise ValueError(
+                "identity.isolate_caches: 'on' is not allowed with router.endpoint_picker: a gateway carries the "
+                "bodies, so that nobody adds cache salts; allowed: auto, which isolates what comes by HTTP and gRPC, "
+                "or off"
+            )
+        return self
 
     @property
     def state_path(self) -> Path:

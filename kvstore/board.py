@@ -7,6 +7,8 @@ Keys of one cluster (the braces are part of the names, see `kvstore/connection.p
     {namespace}:classes            set of replica ids
     {namespace}:standing:REPLICA_ID  what operators want to know of it, for the control plane
     {namespace}:standing           set of replica ids
+    {namespace}:using:REPLICA_ID   what tenants use at it now, for the other replicas
+    {namespace}:using              set of replica ids
 What a record says is the routers' business. Redis away: the others' last records are all there is to know.
 """
 
@@ -27,6 +29,7 @@ class Board:
         self._records = ExpiringRecords(link, f"{{{namespace}}}:board", f"{{{namespace}}}:board")
         self.classes = ExpiringRecords(link, f"{{{namespace}}}:classes", f"{{{namespace}}}:classes")
         self.standings = ExpiringRecords(link, f"{{{namespace}}}:standing", f"{{{namespace}}}:standing")
+        self.usage = ExpiringRecords(link, f"{{{namespace}}}:using", f"{{{namespace}}}:using")
         self.decisions = DecisionRecords(link, namespace)
 
     async def publish(self, replica_id: str, record: bytes, ttl_s: float) -> None:

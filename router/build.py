@@ -16,11 +16,11 @@ _DECIDING = {"policy", "hand_off", "dispatch_ahead_s", "max_attempts", "retry_af
 
 
 def core_recipe(router: RouterSettings, slo: SloSettings, seed: int) -> dict[str, Any]:
-    """Everything `build_core` needs. API keys, which decisions do not depend on, are left out."""
+    """Everything `build_core` needs."""
     return {
         "seed": seed,
         "router": router.model_dump(mode="json", include=_DECIDING),
-        "slo": slo.model_dump(mode="json", by_alias=True, exclude={"keys"}),
+        "slo": slo.model_dump(mode="json", by_alias=True),
     }
 
 

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from kvstore.types import RequestId
 from router.events import Event, FirstToken, PrefillDone
+from router.identity.usage_ledger import Ticket
 from router.interfaces import RequestTrace, ResponseSink, Span
 from router.openai import error_in_first_chunk
 from router.types import RoutingDecision, Usage
@@ -28,6 +29,7 @@ from workers.types import WorkerState
 # Response headers of the engine that mean something to the client. The rest is about the hop between us and it. Its
 # length holds for the client too, as long as nothing is taken out of the body.
 _PASSED_HEADERS = {b"content-type": "content-type", b"retry-after": "retry-after", b"x-request-id": "x-request-id"}
+_END_OF_EVENT = b"\n\n"
 _PASSED_WHOLE = {**_PASSED_HEADERS, b"content-length": "content-length"}
 
 
@@ -43,6 +45,7 @@ class EngineCall(Struct, gc=False):
     strips_usage: bool  # of a stream whose client did not ask for it
     headers: Mapping[str, str]  # those the engine may see
     tokens: "array[int] | None" = None  # of a prompt that may be sent as ids in place of its text
+    ticket: Ticket | None = None  # told what the answer used, as it goes by
 
     def let_go(self) -> None:
         """Forget the prompt: the answer has begun, so that nothing is sent again. Streams may last for long."""
@@ -159,8 +162,12 @@ async def _relay(stream: EngineStream, first: bytes, call: EngineCall, sink: Res
     reads = call.reads_usage and stream.status == 200
     tap = StreamTap(strip=call.strips_usage) if reads and call.stream else UnaryTap()
     feed, write = tap.feed, sink.write
+    ticket = call.ticket if stream.status == 200 else None
+    counted = ticket if call.stream else None
 
     def pass_on(chunk: bytes) -> None:
+        if counted is not None:
+            counted.events += chunk.count(_END_OF_EVENT)
         passed = feed(chunk)
         if passed:
             write(passed)
@@ -182,6 +189,8 @@ async def _relay(stream: EngineStream, first: bytes, call: EngineCall, sink: Res
     rest = tap.flush()
     if rest:
         write(rest)
+    if ticket is not None:
+        ticket.usage = tap.usage
     return Outcome(stream.status, tap.usage if reads else None)
 
 

@@ -27,8 +27,10 @@ class ApiError(Exception):
         )
 
     def headers(self) -> dict[str, str]:
-        """Retry-After in whole seconds, rounded up, where it helps; Allow (RFC 9110, 15.5.6)."""
+        """Retry-After in whole seconds, rounded up, where it helps; Allow, WWW-Authenticate (RFC 9110, 15.5)."""
         headers = {} if self.allow is None else {"Allow": self.allow}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(max(1, -int(-self.retry_after_s // 1)))
         return headers
@@ -55,6 +57,8 @@ _REJECTS = {
 # Names of grpc.StatusCode: this module does not import grpc.
 _GRPC_CODES = {
     400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
     405: "UNIMPLEMENTED",
     408: "DEADLINE_EXCEEDED",

@@ -95,16 +95,16 @@ class _Inference:
 
     async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.Model:  # noqa: N802  as in the .proto
         """One routable model."""
-        model = self._models().get(request.name)
+        model = (await self._models(context)).get(request.name)
         if model is None:
             message = f"the model {request.name!r} does not exist here"
             error = bad_request(message, code="model_not_found", param="name", status=404)
             await _abort(context, error, _public_id(_headers(context)))
         return model
 
-    async def ListModels(self, _: pb.ListModelsRequest, __: _Context) -> pb.ListModelsResponse:  # noqa: N802  as in the .proto
+    async def ListModels(self, _: pb.ListModelsRequest, context: _Context) -> pb.ListModelsResponse:  # noqa: N802  as in the .proto
         """All routable models."""
-        return pb.ListModelsResponse(models=list(self._models().values()))
+        return pb.ListModelsResponse(models=list((await self._models(context)).values()))
 
     async def _work_on(self, request: pb.GenerateRequest, sink: "_GrpcSink", time_s: float | None) -> ApiError | None:
         """Serve the request into `sink`; return what went wrong. gRPC's own watch on the deadline is not relied on."""
@@ -134,15 +134,21 @@ class _Inference:
                 span.set(request_id=intake.public_id, model=intake.request.model, stream=intake.call.stream)
             await self._service.serve(intake, sink, trace)
 
-    def _models(self) -> dict[str, pb.Model]:
-        """By name; of workers that differ, the length that each of them can do."""
+    async def _models(self, context: _Context) -> dict[str, pb.Model]:
+        """By name, those that the caller may see; of workers that differ, the length that each of them can do."""
+        headers = _headers(context)
+        try:
+            caller = self._desk.door.ask(headers)
+        except ApiError as error:
+            await _abort(context, error, _public_id(headers))
         lengths: dict[str, int] = {}
         for worker in self._service.fleet():
             if eligibility.can_decode(worker):
                 length = worker.spec.max_model_len_tokens
                 for name in (worker.spec.model, *worker.spec.adapters):
                     lengths[name] = min(length, lengths.get(name, length))
-        return {name: pb.Model(name=name, max_model_len_tokens=lengths[name]) for name in sorted(lengths)}
+        seen = [name for name in sorted(lengths) if caller.may_see(name)]
+        return {name: pb.Model(name=name, max_model_len_tokens=lengths[name]) for name in seen}
 
 
 class _GrpcSink:

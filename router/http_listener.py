@@ -17,6 +17,7 @@ from router.errors import ApiError, bad_request, method_not_allowed, unknown_rou
 from router.http.message import HttpRequest
 from router.http.reply import Reply
 from router.http.server import HttpServer
+from router.identity.caller import ANYBODY, Caller
 from router.intake import FrontDesk
 from router.interfaces import Tracing
 from router.model_cards import model_cards
@@ -134,9 +135,11 @@ class HttpListener:
             raise method_not_allowed(http.method, http.path[:_MAX_QUOTED_CHARS], _READING)
         if http.path.startswith(_DECISIONS):
             self._check_may_explain(http)
-        elif http.path == "/metrics":
+            return route(argument, ANYBODY)  # an operator's token is no API key
+        if http.path == "/metrics":
             argument = http.headers.get("accept", "")
-        return route(argument)
+        caller = ANYBODY if http.path in _NEVER_SHED else self._desk.door.ask(http.headers)
+        return route(argument, caller)
 
     async def _infer(self, http: HttpRequest, reply: Reply) -> None:
         """Serve a request that goes to an engine. Raises ApiError for one that is not understood."""
@@ -161,10 +164,10 @@ class HttpListener:
                 reply.cut()
             reply.finish()
 
-    def _healthz(self, _: str) -> "_Answer":
+    def _healthz(self, _: str, __: Caller) -> "_Answer":
         return _json_answer({"status": "ok"})
 
-    def _readyz(self, _: str) -> "_Answer":
+    def _readyz(self, _: str, __: Caller) -> "_Answer":
         models = self._service.routable_models()
         if models and self._service.is_warm():
             return _json_answer({"status": "ready", "models": models})
@@ -176,7 +179,7 @@ class HttpListener:
         retry_after = {"Retry-After": str(max(1, round(self._settings.retry_after_s)))}
         return _json_answer(state, 503, retry_after)
 
-    def _metrics(self, accept: str) -> "_Answer":
+    def _metrics(self, accept: str, _: Caller) -> "_Answer":
         content_type, text = self._service.metrics.exposition_for(accept)
         return _Answer(200, {"content-type": content_type}, text)
 
@@ -191,7 +194,7 @@ class HttpListener:
             status=403,
         )
 
-    def _decision(self, request_id: str) -> "_Answer":
+    def _decision(self, request_id: str, _: Caller) -> "_Answer":
         """Why a request ran where it did. Neither prompts nor answers are in it."""
         record = self._service.history.get(request_id)
         if record is None:
@@ -199,23 +202,24 @@ class HttpListener:
             raise bad_request(message, code="decision_not_found", status=404)
         return _Answer(200, _JSON, record)
 
-    def _list_models(self, _: str) -> "_Answer":
-        return _json_answer({"object": "list", "data": list(self._models().values())})
+    def _list_models(self, _: str, caller: Caller) -> "_Answer":
+        return _json_answer({"object": "list", "data": list(self._models(caller).values())})
 
-    def _get_model(self, name: str) -> "_Answer":
-        model = self._models().get(name)
+    def _get_model(self, name: str, caller: Caller) -> "_Answer":
+        model = self._models(caller).get(name)
         if model is None:
             message = f"the model {name[:_MAX_QUOTED_CHARS]!r} does not exist here"
             raise bad_request(message, code="model_not_found", status=404)
         return _json_answer(model)
 
-    def _models(self) -> dict[str, dict[str, object]]:
-        return model_cards(self._service.fleet(), self._service.routable_models())
+    def _models(self, caller: Caller) -> dict[str, dict[str, object]]:
+        cards = model_cards(self._service.fleet(), self._service.routable_models())
+        return {name: card for name, card in cards.items() if caller.may_see(name)}
 
-    def _openapi(self, _: str) -> "_Answer":
+    def _openapi(self, _: str, caller: Caller) -> "_Answer":
         """What is served, as OpenAPI 3.1."""
         fields = {route: self._service.facts(route).fields for route in FORWARDED_ROUTES}
-        return _json_answer(describe(self._desk.settings, self._desk.slo, list(self._models()), fields))
+        return _json_answer(describe(self._desk.settings, self._desk.slo, list(self._models(caller)), fields))
 
 
 class _Answer(NamedTuple):
@@ -224,7 +228,7 @@ class _Answer(NamedTuple):
     body: bytes
 
 
-_Route = Callable[[str], _Answer]
+_Route = Callable[[str, Caller], _Answer]
 
 
 def _error_answer(error: ApiError, explained: Mapping[str, str] | None = None) -> _Answer:

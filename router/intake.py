@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import xxhash
@@ -12,6 +13,11 @@ from msgspec.structs import replace
 from kvstore.types import RequestId
 from router.class_gate import ClassGate
 from router.dispatch import EngineCall
+from router.identity.cache_salts import FIELD, NO_KV_ROUTES, CacheSalts, spliced
+from router.identity.caller import Caller
+from router.identity.doorkeeper import Doorkeeper
+from router.identity.usage_ledger import Ticket, UsageLedger
+from router.identity_settings import IdentitySettings
 from router.interfaces import RequestTrace
 from router.openai import (
     CHAT_ROUTE,
@@ -19,6 +25,7 @@ from router.openai import (
     EXPLAIN_HEADER,
     FORWARDED_HEADERS,
     GENERATION_ROUTES,
+    ParsedBody,
     check_fields,
     parse_body,
     usable_request_id,
@@ -43,6 +50,7 @@ class Intake(Struct, frozen=True, gc=False):
     call: EngineCall
     public_id: str  # in x-request-id and the engine's logs: the client's own id, or ours
     wants_explanation: bool  # response headers that say where it ran and why
+    ticket: Ticket | None = None  # what its tenant is charged on; None: nothing depends on who asks
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,9 @@ class FrontDesk:
     prompts: PromptIndex
     digest_key: bytes = b""  # secret: a recording holds digests, and short prompts could be guessed from plain ones
     gate: ClassGate = field(default_factory=ClassGate)
+    door: Doorkeeper = field(default_factory=lambda: Doorkeeper(IdentitySettings(), time.time))
+    salts: CacheSalts = field(default_factory=CacheSalts)
+    ledger: UsageLedger = field(default_factory=lambda: UsageLedger("one"))  # the service's
 
     async def take_in(
         self,
@@ -70,24 +81,35 @@ class FrontDesk:
         headers: Mapping[str, str],
         facts: FleetFacts,
         trace: RequestTrace = NO_TRACE,
+        *,
+        may_change_body: bool = True,
     ) -> Intake:
-        """Understand a request; raises ApiError 400, or 503 for a paused class.
+        """Understand a request; raises ApiError 400, 401, 403, 429 for a tenant over a limit, 503 for a paused class.
 
-        `headers` with lower-case names or case-insensitive.
+        `headers` with lower-case names or case-insensitive. `may_change_body`: not where a gateway carries it, whose
+        tenants then share what engines have cached.
         """
+        caller = self.door.ask(headers)
         body = parse_body(route, raw_body)
+        caller.check_model(body.model)
+        if caller.allowance.is_limited:  # before the work; what it asks for exactly is looked at when it begins
+            need = body.num_prompt_tokens + _most_output_tokens(body, route)
+            self.ledger.check(caller.tenant, caller.allowance, need, time.time())
         model = facts.base_of.get(body.model, body.model)
         adapter = body.model if model != body.model else ""
         if self.settings.unknown_fields == "reject":
             check_fields(body.fields, facts.fields.get(model, frozenset()))
         has_terms = self.slo.enabled and route in GENERATION_ROUTES
-        resolved = resolve(headers, self.slo) if has_terms else _NO_TERMS
+        resolved = resolve(headers, self.slo, caller) if has_terms else _NO_TERMS
         if has_terms:
             self.gate.check(resolved.terms.class_name)
+        if may_change_body and (self.salts.is_on or caller.allowance.priority is not None):
+            raw_body, body = self._marked(caller, route, raw_body, body, facts.fields.get(model, frozenset()))
         with trace.step("tokenise") as span:
             located = await self.prompts.locate(model, route, body.fields, adapter)
             if span.is_recorded:
                 span.set(counted=located.num_tokens is not None, prompt_tokens=located.num_tokens or 0)
+        ticket = self._ticket(caller, located.num_tokens or body.num_prompt_tokens, body, route)
         request_id = RequestId(os.urandom(16).hex())  # never the client's: two clients may send the same
         public_id = usable_request_id(headers.get("x-request-id")) or request_id
         forwarded = {name: headers[name] for name in FORWARDED_HEADERS if name in headers}
@@ -119,10 +141,36 @@ class FrontDesk:
                 strips_usage=reads_usage and body.stream and not asks_for_usage(body.fields),
                 headers={**forwarded, "content-type": "application/json", "x-request-id": public_id},
                 tokens=located.tokens if not adapter and takes_ids(route, body.fields) else None,
+                ticket=ticket,
             ),
             public_id=public_id,
             wants_explanation=self.settings.explain.headers and headers.get(EXPLAIN_HEADER) == "1",
+            ticket=ticket,
         )
+
+    def _marked(
+        self, caller: Caller, route: str, raw_body: bytes, body: ParsedBody, known: Collection[str]
+    ) -> tuple[bytes, ParsedBody]:
+        """The body with its tenant's cache salt and priority. Raises ApiError 400 or 503."""
+        salt = self.salts.wanted(caller, route, body.fields, known)
+        priority = caller.allowance.priority if route in GENERATION_ROUTES else None
+        added: dict[str, object] = {} if salt is None else {FIELD: salt}
+        if priority is not None:
+            added["priority"] = priority
+        if not added:
+            return raw_body, body
+        return spliced(raw_body, salt, priority), replace(body, fields={**body.fields, **added})
+
+    def _ticket(self, caller: Caller, prompt_tokens: int, body: ParsedBody, route: str) -> Ticket | None:
+        if not self.door.is_active:
+            return None
+        if route in NO_KV_ROUTES:
+            return Ticket(caller.tenant, caller.allowance, 0, 0)
+        return Ticket(caller.tenant, caller.allowance, prompt_tokens, _most_output_tokens(body, route))
+
+
+def _most_output_tokens(body: ParsedBody, route: str) -> int:
+    return body.max_output_tokens * body.num_sequences if route in GENERATION_ROUTES else 0
 
 
 def _digest(raw_body: bytes, key: bytes) -> bytes:

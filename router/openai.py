@@ -55,6 +55,7 @@ class ParsedBody(msgspec.Struct, frozen=True, gc=False):
     num_prompt_tokens: int
     max_output_tokens: int
     can_hand_off: bool
+    num_sequences: int = 1  # answers asked for, each of so many tokens
 
 
 def parse_body(route: str, raw: bytes) -> ParsedBody:
@@ -75,6 +76,7 @@ def parse_body(route: str, raw: bytes) -> ParsedBody:
         num_prompt_tokens=_estimate_prompt_tokens(fields, len(raw)),
         max_output_tokens=max_output_tokens,
         can_hand_off=max_output_tokens > 1 and _can_hand_off(route, fields),
+        num_sequences=_num_sequences(fields),
     )
 
 
@@ -129,11 +131,23 @@ def _estimate_prompt_tokens(fields: Mapping[str, Any], num_bytes: int) -> int:
 
 
 def _max_output_tokens(fields: Mapping[str, Any]) -> int:
-    for name in ("max_completion_tokens", "max_tokens"):
+    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
         value = fields.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return _DEFAULT_OUTPUT_TOKENS
+
+
+def _num_sequences(fields: Mapping[str, Any]) -> int:
+    """For what a tenant is held to; what is no number the engine refuses."""
+    prompt, asked = fields.get("prompt"), 1
+    for name in _SEQUENCES:
+        value = fields.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            asked = max(asked, value)
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        asked *= len(prompt)
+    return asked
 
 
 def _can_hand_off(route: str, fields: Mapping[str, Any]) -> bool:

@@ -39,6 +39,7 @@ from router.events import (
 )
 from router.explain.decision_store import DecisionHistory
 from router.explain.text import span_attributes
+from router.identity.usage_ledger import Ticket, UsageLedger
 from router.intake import FleetFacts, Intake
 from router.interfaces import RequestTrace, ResponseSink
 from router.metrics import RouterMetrics
@@ -52,6 +53,7 @@ from workers.types import WorkerState
 
 _log = logging.getLogger(__name__)
 _REASONS: dict[type[WorkerError], str] = {WorkerUnreachableError: "unreachable", WorkerFailedError: "error"}
+_CLIENT_GONE = 499  # nginx's word for it
 
 
 # Told of every event with the commands that it caused, in order: explanations, recordings.
@@ -89,6 +91,7 @@ class RouterService:
     redis_up: Callable[[], bool]
     history: DecisionHistory
     observers: Sequence[Observer] = ()  # besides the history
+    ledger: UsageLedger = field(default_factory=lambda: UsageLedger("one"))
     is_warm: Callable[[], bool] = lambda: True  # it knows what the fleet has cached, or has waited long enough to
     _live: dict[RequestId, _Live] = field(default_factory=dict)
     _facts: dict[str, FleetFacts] = field(default_factory=dict)  # by route, until the fleet changes
@@ -166,10 +169,11 @@ class RouterService:
         Has to run in a task of its own: a lost worker cancels it.
         """
         request = intake.request
+        self._open(intake)
         live = _Live(request, intake.located, asyncio.current_task(), time.monotonic())
         self.history.announce(request.id, intake.public_id)
         self._live[request.id] = live
-        status = 499  # nginx's word for a client that went away
+        status = _CLIENT_GONE
         try:
             status = await self._attempts(live, intake, carrier, trace)
         except ApiError as error:
@@ -177,11 +181,15 @@ class RouterService:
             live.outcome = live.outcome if live.outcome == "rejected" else "failed"
             self.handle(RequestCancelled(request.id))  # nothing to do, unless the error came from the sink
             raise
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, asyncio.CancelledError):
+                status = 500
             self.handle(RequestCancelled(request.id))
             self.metrics.cancelled.inc()
             raise
         finally:
+            if intake.ticket is not None:
+                self._close(intake.ticket, live, status)
             del self._live[request.id]
             self.metrics.requests.inc(request.route, str(status))
             self.metrics.tenants.inc(request.terms.tenant, _tenant_outcome(live))
@@ -190,6 +198,23 @@ class RouterService:
             if trace.is_recorded:
                 self.metrics.e2e.mark(e2e_s, trace.trace_id)
                 trace.ended(status, request.terms.tenant, **_root_attributes(live, intake, e2e_s))
+
+    def _open(self, intake: Intake) -> None:
+        """Raises ApiError 429 for a tenant that has had what it may have."""
+        if intake.ticket is None:
+            return
+        try:
+            self.ledger.open(intake.ticket, time.time())
+        except ApiError as error:
+            request = intake.request
+            self.metrics.requests.inc(request.route, str(error.status))
+            self.metrics.rejected.inc(request.terms.class_name, error.code)
+            raise
+
+    def _close(self, ticket: Ticket, live: _Live, status: int) -> None:
+        """An answer is charged, and what a client took before it went away; no error is, theirs or ours."""
+        is_used = status == 200 or (status == _CLIENT_GONE and live.attempt > 0)
+        self.ledger.close(ticket, ticket.used() if is_used else None, time.time())
 
     async def _attempts(self, live: _Live, intake: Intake, carrier: Carrier, trace: RequestTrace) -> int:
         request = live.request

@@ -1,10 +1,9 @@
 """Who asks, and on which terms: from a request's headers and the operator's classes. Pure.
 
-A class is named by `x-headrace-class`, else by the API key, else it is the default one. `x-headrace-ttft-s`,
+A class is named by `x-headrace-class`, else by the key or the tenant, else it is the default one. `x-headrace-ttft-s`,
 `x-headrace-tpot-s` and `x-headrace-deadline-s` replace the class's numbers for one request.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,26 +11,16 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from router.errors import ApiError, bad_request
-from router.slo_settings import (
-    MAX_DEADLINE_S,
-    MAX_TPOT_S,
-    MAX_TTFT_S,
-    TENANT_PATTERN,
-    KeySettings,
-    SloSettings,
-)
+from router.identity.caller import ANYBODY, Caller
+from router.slo_settings import MAX_DEADLINE_S, MAX_TPOT_S, MAX_TTFT_S, SloSettings
 from router.types import Slo, Terms
 
 CLASS_HEADER = "x-headrace-class"
-TENANT_HEADER = "x-headrace-tenant"
 TTFT_HEADER = "x-headrace-ttft-s"
 TPOT_HEADER = "x-headrace-tpot-s"
 DEADLINE_HEADER = "x-headrace-deadline-s"
-DEFAULT_TENANT = "default"
 
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-_TENANT = re.compile(TENANT_PATTERN)
-_ANONYMOUS = KeySettings(tenant=DEFAULT_TENANT)
 
 
 class Resolved(Struct, frozen=True, gc=False):
@@ -41,12 +30,11 @@ class Resolved(Struct, frozen=True, gc=False):
     is_implicit: bool
 
 
-def resolve(headers: Mapping[str, str], settings: SloSettings) -> Resolved:
-    """The terms of one request; raises ApiError 400. `headers` with lower-case names or case-insensitive.
+def resolve(headers: Mapping[str, str], settings: SloSettings, caller: Caller = ANYBODY) -> Resolved:
+    """The terms of one request; raises ApiError 400, and 403 for a class that is not the caller's to name.
 
-    An API key that is not configured belongs to the tenant "default": clients send keys where none is asked for.
+    `headers` with lower-case names or case-insensitive.
     """
-    key = _key(headers.get("authorization"), settings)
     name = headers.get(CLASS_HEADER)
     if name is not None and name not in settings.classes:
         allowed = ", ".join(settings.classes)
@@ -55,24 +43,37 @@ def resolve(headers: Mapping[str, str], settings: SloSettings) -> Resolved:
             code="unknown_class",
             param=CLASS_HEADER,
         )
-    chosen = name or key.service_class or settings.default_class
+    chosen = _class_of(name, settings, caller)
     template = settings.classes[chosen]
     ttft_s = _seconds(headers, TTFT_HEADER, MAX_TTFT_S)
     tpot_s = _seconds(headers, TPOT_HEADER, MAX_TPOT_S)
     deadline_s = _seconds(headers, DEADLINE_HEADER, MAX_DEADLINE_S)
     terms = Terms(
-        tenant=_tenant(headers, key, settings),
+        tenant=caller.tenant,
         class_name=chosen,
         slo=Slo(ttft_s=ttft_s or template.ttft_s, tpot_s=tpot_s or template.tpot_s),
-        value=template.value,
-        weight=key.weight,
+        value=template.value * caller.allowance.value,
+        weight=caller.allowance.weight,
         deadline_s=deadline_s or template.deadline_s,
         best_effort_ok=template.on_overload == "best_effort",
     )
     if terms.deadline_s < terms.slo.ttft_s:
         raise _too_late(terms, TTFT_HEADER if ttft_s else DEADLINE_HEADER)
-    asked = (name, key.service_class, ttft_s, tpot_s, deadline_s)
+    asked = (name, caller.service_class, ttft_s, tpot_s, deadline_s)
     return Resolved(terms, is_implicit=all(item is None for item in asked))
+
+
+def _class_of(name: str | None, settings: SloSettings, caller: Caller) -> str:
+    """`name` is a class that was asked for. One that key or tenant name and nobody configured is passed over."""
+    if name is not None:
+        caller.check_class(name, CLASS_HEADER)
+        return name
+    allowed = caller.allowance.classes
+    implied = caller.service_class if caller.service_class in settings.classes else None
+    chosen = implied or settings.default_class
+    if allowed is None or chosen in allowed:
+        return chosen
+    return next((other for other in allowed if other in settings.classes), settings.default_class)
 
 
 class Judged(NamedTuple):
@@ -88,32 +89,6 @@ def judge(slo: Slo, *, arrived_at_s: float, first_token_at_s: float, ended_at_s:
     ttft_s = first_token_at_s - arrived_at_s
     tpot_s = (ended_at_s - first_token_at_s) / max(1, output_tokens - 1)
     return Judged(ttft_s, tpot_s, ttft_s <= slo.ttft_s and tpot_s <= slo.tpot_s)
-
-
-def key_digest(key: str) -> str:
-    """How `slo.keys` names an API key."""
-    return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
-
-
-def _key(authorization: str | None, settings: SloSettings) -> KeySettings:
-    """Looked up by digest, which nobody can steer towards a known one: how long it takes says nothing of the keys."""
-    scheme, _, key = (authorization or "").partition(" ")
-    if not settings.keys or scheme.lower() != "bearer":
-        return _ANONYMOUS
-    return settings.keys.get(key_digest(key.strip()), _ANONYMOUS)
-
-
-def _tenant(headers: Mapping[str, str], key: KeySettings, settings: SloSettings) -> str:
-    named = headers.get(TENANT_HEADER)
-    if named is None or not settings.trust_tenant_header:
-        return key.tenant
-    if not _TENANT.fullmatch(named):
-        raise bad_request(
-            f"{TENANT_HEADER}: {named!r} is not a tenant's name; allowed: up to 128 letters, digits and . _ : @ -",
-            code="bad_tenant",
-            param=TENANT_HEADER,
-        )
-    return named
 
 
 def _seconds(headers: Mapping[str, str], name: str, most_s: float) -> float | None:

@@ -1,4 +1,4 @@
-"""The `slo` section of the configuration: service classes, API keys, and how promises are given."""
+"""The `slo` section of the configuration: service classes, and how promises are given."""
 
 from typing import Annotated, Literal
 
@@ -12,7 +12,6 @@ TENANT_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$"
 _MODEL_CONFIG = ConfigDict(frozen=True, extra="forbid")
 
 ClassName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-KeyDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ClassSettings(BaseModel):
@@ -44,16 +43,6 @@ _DEFAULT_CLASSES = {
     "chat": ClassSettings(ttft_s=10.0, tpot_s=0.5, value=2.0, deadline_s=60.0),
     "batch": ClassSettings(ttft_s=60.0, tpot_s=1.0, value=1.0, deadline_s=600.0, on_overload="best_effort"),
 }
-
-
-class KeySettings(BaseModel):
-    """Whom an API key belongs to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
-
-    tenant: str = Field(pattern=TENANT_PATTERN, description="who is charged for what the key's requests use")
-    service_class: ClassName | None = Field(None, alias="class", description="its requests' class; none: default_class")
-    weight: float = Field(1.0, gt=0, le=1000, description="the tenant's share under contention, against the others")
 
 
 class FairnessSettings(BaseModel):
@@ -95,9 +84,6 @@ class SloSettings(BaseModel):
         default_factory=lambda: dict(_DEFAULT_CLASSES), min_length=1, description="by name; replaces the built-in three"
     )
     default_class: ClassName = Field("chat", description="class of requests that name none")
-    keys: dict[KeyDigest, KeySettings] = Field(
-        default_factory=dict, description="API keys by the SHA-256 of the key in lower-case hex"
-    )
     trust_tenant_header: bool = Field(
         False, description="believe x-headrace-tenant; only behind a gateway that sets it itself"
     )
@@ -116,25 +102,10 @@ class SloSettings(BaseModel):
     appointments: AppointmentSettings = AppointmentSettings()
 
     @model_validator(mode="after")
-    def _classes_exist(self) -> "SloSettings":
+    def _default_exists(self) -> "SloSettings":
         allowed = f"allowed: {', '.join(self.classes)} (slo.classes)"
         if self.default_class not in self.classes:
             raise ValueError(f"default_class: {self.default_class!r} is not allowed: no such class; {allowed}")
-        for digest, key in self.keys.items():
-            if key.service_class is not None and key.service_class not in self.classes:
-                raise ValueError(f"keys.{digest}.class: {key.service_class!r} is not allowed: no such class; {allowed}")
-        return self
-
-    @model_validator(mode="after")
-    def _one_weight_a_tenant(self) -> "SloSettings":
-        weights: dict[str, float] = {}
-        for digest, key in self.keys.items():
-            weight = weights.setdefault(key.tenant, key.weight)
-            if weight != key.weight:
-                raise ValueError(
-                    f"keys.{digest}.weight: {key.weight:g} is not allowed: another key gives the tenant "
-                    f"{key.tenant!r} the weight {weight:g}; allowed: the same for all keys of a tenant"
-                )
         return self
 
     @property

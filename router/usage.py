@@ -132,9 +132,15 @@ class _Details(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int
+    """Of completions; `input` and `output` are the words of /v1/responses and /v1/messages, `total` of poolers."""
+
+    prompt_tokens: int | None = None
     completion_tokens: int = 0
     prompt_tokens_details: _Details | None = None
+    input_tokens: int | None = None
+    output_tokens: int = 0
+    input_tokens_details: _Details | None = None
+    total_tokens: int = 0
 
 
 _DECODER = msgspec.json.Decoder(_Usage)
@@ -145,5 +151,11 @@ def _parse(data: bytes) -> Usage | None:
         usage = _DECODER.decode(data)
     except msgspec.DecodeError:
         return None
-    details = usage.prompt_tokens_details
-    return Usage(usage.prompt_tokens, details.cached_tokens if details else None, usage.completion_tokens)
+    if usage.prompt_tokens is None and usage.input_tokens is None and not usage.total_tokens:
+        return None
+    details = usage.prompt_tokens_details or usage.input_tokens_details
+    prompt_tokens = usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens
+    output_tokens = usage.completion_tokens or usage.output_tokens
+    if prompt_tokens is None:
+        prompt_tokens = usage.total_tokens - output_tokens
+    return Usage(prompt_tokens, details.cached_tokens if details else None, output_tokens)

@@ -62,12 +62,14 @@ async def open_gateway(
 ) -> AsyncIterator[Gateway]:
     """A gateway in front of a fleet; nothing may be left in flight or reserved at the end.
 
-    `knows_pool`: Envoy has the workers as endpoints. `options["router"]` is for the picker, the rest for Envoy.
+    `knows_pool`: Envoy has the workers as endpoints. `options["router"]` is for the picker, `options["identity"]` for
+    those who may ask, the rest for Envoy.
     """
     settings = options.pop("router", {})
+    identity = options.pop("identity", None)
     if knows_pool:
         options["pool"] = [endpoint(worker.spec.address) for worker in workers]
-    async with open_door(*workers, core=core, **settings) as door:
+    async with open_door(*workers, core=core, identity=identity, **settings) as door:
         picker = EndpointPicker(Picking(door.service, door.desk, door.desk.settings, NoTracing()))
         port = await picker.start("127.0.0.1", 0)
         try:

@@ -23,6 +23,9 @@ from router._generated.headrace.v1 import inference_pb2_grpc as pb_grpc
 from router.core import RouterCore
 from router.dispatch import Dispatcher
 from router.grpc_server import GrpcServer
+from router.identity.cache_salts import CacheSalts
+from router.identity.doorkeeper import Doorkeeper
+from router.identity_settings import IdentitySettings
 from router.intake import FrontDesk
 from router.openai import CHAT_ROUTE, COMPLETION_ROUTE
 from router.prompt_index import PromptIndex
@@ -78,8 +81,10 @@ class Door:
 
 
 @asynccontextmanager
-async def open_door(*workers: WorkerState, core: RouterCore | None = None, **settings: Any) -> AsyncIterator[Door]:
-    """A router with a fleet, behind gRPC."""
+async def open_door(
+    *workers: WorkerState, core: RouterCore | None = None, identity: IdentitySettings | None = None, **settings: Any
+) -> AsyncIterator[Door]:
+    """A router with a fleet, behind gRPC. With `identity`, tenants are salted."""
     client = EngineClient(EngineHttpSettings(first_byte_timeout_s=30.0, silence_timeout_s=30.0))
     core = core or make_core()
     prompts = PromptIndex(PromptTokenizer(TokenSettings()), FleetIndex(PrefixIndex(1 << 20)), 32)
@@ -89,6 +94,10 @@ async def open_door(*workers: WorkerState, core: RouterCore | None = None, **set
         service.on_membership(Joined(worker))
     router = RouterSettings(drain_s=5.0, **settings)
     desk = FrontDesk(router, SloSettings(), prompts)
+    if identity is not None:
+        salts = CacheSalts()
+        salts.set_secret(b"secret" * 6)
+        desk = replace(desk, door=Doorkeeper(identity, time.time), salts=salts, ledger=service.ledger)
     server = GrpcServer(service, desk, router, NoTracing())
     port = await server.start("127.0.0.1", 0)
     try:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 _CHOSEN = "Headrace chooses it for each engine"
 _AUTH = "routers send engines no credentials"
 _PLAIN_HTTP = "routers reach engines over HTTP"
+_TLS = "it is part of engine.tls"
 _PLACED = "it is part of engine.experts"
 _RANKS = "a pool has workers for that (pools); ranks that share experts are engine.experts.data_parallel"
 
@@ -20,8 +21,11 @@ RESERVED_ARGS: Mapping[str, str] = {
     "--uds": _PLAIN_HTTP,
     "--grpc": _PLAIN_HTTP,
     "--headless": _PLAIN_HTTP,
-    "--ssl-keyfile": _PLAIN_HTTP,
-    "--ssl-certfile": _PLAIN_HTTP,
+    "--ssl-keyfile": _TLS,
+    "--ssl-certfile": _TLS,
+    "--ssl-ca-certs": _TLS,
+    "--ssl-cert-reqs": _TLS,
+    "--enable-ssl-refresh": _TLS,
     "--api-key": _AUTH,
     "--config": "a file could set any reserved argument",
     "--model": "it is model.path",

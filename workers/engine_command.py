@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from workers.engine_plugin import DELAY_ENV, LEASES_ENV, PAUSE_ENV
+from workers.engine_tls import engine_arguments
 from workers.expert_placement import EXPERTS_ENV
 from workers.settings import EngineSettings, ExpertParallelSettings
 from workers.types import Role
@@ -90,6 +91,8 @@ def build_engine_command(
         argv += ["--enforce-eager"]
     if settings.experts is not None:
         argv += _experts(settings.experts, settings.device)
+    if settings.tls is not None:
+        argv += engine_arguments(settings.tls)
     own_env: dict[str, str] = {}
     if traces is not None:
         argv += ["--otlp-traces-endpoint", traces.url]

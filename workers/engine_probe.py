@@ -7,6 +7,7 @@ import aiohttp
 import msgspec
 
 from workers.engine_metrics import EngineMetrics, parse_metrics, parse_routes
+from workers.engine_tls import client_context
 from workers.expert_placement import EXPERTS_PATH, ExpertReport
 from workers.kv_endpoints import KvEndpoints, parse_event_sources
 from workers.ranks import RANK_HEADER
@@ -16,6 +17,11 @@ from workers.settings import EngineSettings
 _PROBE_BODY = {"max_tokens": 1, "temperature": 0}
 # Enough different tokens to visit most experts of a layer.
 _EXPERTS_PROMPT = "It was the best of times, it was the worst of times, 0 1 2 3 4 5 6 7 8 9, a b c d e f g h i j k l m."
+
+
+def engine_session(settings: EngineSettings) -> aiohttp.ClientSession:
+    """A session in which engines are asked. Raises EngineTlsError for certificates that cannot be used."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=client_context(settings.tls) or True))
 
 
 class EngineNotAnsweringError(Exception):

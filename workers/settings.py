@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from workers.engine_args import check_env, check_expert_args, check_extra_args
+from workers.engine_tls import EngineTlsSettings
 
 # vLLM's CPU backend starts with other KV dtypes and then corrupts its output, so nothing else is let through.
 # The CUDA backend supports more; each is added here once it has been seen to work.
@@ -77,6 +78,9 @@ class EngineSettings(BaseModel):
     max_backoff_s: float = Field(60.0, ge=0.1, description="longest pause between two starts of a failing engine")
     experts: ExpertParallelSettings | None = Field(
         None, description="divide the experts of a mixture-of-experts model over ranks, to be placed at run time"
+    )
+    tls: EngineTlsSettings | None = Field(
+        None, description="certificates between routers and engines; none: plain HTTP"
     )
     extra_args: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="further vLLM arguments, passed on as they are; some are reserved"

@@ -17,7 +17,7 @@ import aiohttp
 
 from workers.child_process import ChildProcess
 from workers.engine_command import KV_TOPIC, EngineCommand, EnginePorts
-from workers.engine_probe import EngineNotAnsweringError, EngineProbe
+from workers.engine_probe import EngineNotAnsweringError, EngineProbe, engine_session
 from workers.errors import EngineStartError
 from workers.kv_endpoints import KvEndpoints, engine_binds
 from workers.kv_feed import KvFeeds
@@ -55,7 +55,7 @@ class EngineSupervisor:
     async def run(self, stop: asyncio.Event) -> None:
         """Keep the engine running until `stop` is set, then drain and stop it."""
         backoff_s = 1.0
-        async with aiohttp.ClientSession() as session:
+        async with engine_session(self._settings) as session:
             while not stop.is_set():
                 started_at_s = time.monotonic()
                 try:
@@ -75,7 +75,8 @@ class EngineSupervisor:
         data_ranks = self._settings.experts.data_parallel if self._settings.experts else 1
         http, *others = free_port_runs(host, (1, data_ranks, data_ranks, data_ranks))
         ports = EnginePorts(self._settings.http_port or http, *others)
-        address = f"http://{host}:{ports.http}"
+        is_tls = self._settings.tls is not None and self._settings.tls.serves
+        address = f"{'https' if is_tls else 'http'}://{host}:{ports.http}"
         self._new_epoch(address)
         if self._feeds is not None:  # before the engine: it connects to our socket, and drops what nobody hears
             endpoints = {rank: _kv_endpoints(host, ports, rank) for rank in range(data_ranks)}

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import aiohttp
 import msgspec
 
 from kvstore.leases import open_leases
@@ -17,7 +16,7 @@ from kvstore.settings import IndexSettings, RedisSettings
 from kvstore.types import WorkerId
 from workers.child_process import PrefixedLog
 from workers.engine_command import EngineCommand, EnginePorts, EngineTraces, build_engine_command
-from workers.engine_probe import EngineIdentity, EngineNotAnsweringError, EngineProbe
+from workers.engine_probe import EngineIdentity, EngineNotAnsweringError, EngineProbe, engine_session
 from workers.errors import EngineStartError
 from workers.expert_placement import slots_problem
 from workers.kv_feed import open_kv_feeds
@@ -131,7 +130,7 @@ async def run_joined(
     Raises RedisUnavailableError, and EngineNotAnsweringError where there is no engine at the start.
     """
     index, kv_events = index or IndexSettings(), kv_events or KvEventSettings()
-    async with aiohttp.ClientSession() as session:
+    async with engine_session(engine) as session:
         probe = EngineProbe(session, address, engine)
         identity = await probe.identity()
         async with (

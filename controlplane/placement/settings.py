@@ -1,8 +1,8 @@
 """The `experts` section of the configuration."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from controlplane.placement.cost import Aim
 from controlplane.placement.objective import Prices
@@ -47,6 +47,12 @@ class ExpertSettings(BaseModel):
     cross_link_bytes_per_s: float = Field(
         _DEFAULT.cross_link_bytes_per_s, gt=0.0, description="experts that move between ranks of different machines"
     )
+
+    @field_validator("mode", mode="before", json_schema_input_type=Literal["off", "observe", "apply", False])
+    @classmethod
+    def _yaml_has_other_words(cls, value: Any) -> Any:
+        """An `off` without quotes is false in YAML 1.1."""
+        return "off" if value is False else value
 
     def aim(self) -> Aim:
         """What plans are for."""

@@ -123,8 +123,9 @@ class Exchange:
         check_route(headers.get(":method", ""), self._route)
         check_mode(self._request_mode)
         if is_about_models(self._route):
-            service = self._picking.service
-            self._outbox.append(models_answer(self._route, service.fleet(), service.routable_models()))
+            service, caller = self._picking.service, self._picking.desk.door.ask(headers)
+            answer = models_answer(self._route, service.fleet(), service.routable_models(), caller)
+            self._outbox.append(answer)
             self._is_answered = True
         elif message.request_headers.end_of_stream:
             self._begin()
@@ -150,7 +151,8 @@ class Exchange:
             with picking.tracing.request(f"ext_proc {route}", headers) as trace:
                 with trace.step("receive") as span:
                     facts = picking.service.facts(route)
-                    intake = await picking.desk.take_in(route, b"".join(self._chunks), headers, facts, trace)
+                    body = b"".join(self._chunks)
+                    intake = await picking.desk.take_in(route, body, headers, facts, trace, may_change_body=False)
                     self._intake = intake = self._restricted(intake)
                     span.set(request_id=intake.public_id, model=intake.request.model, stream=intake.call.stream)
                 shows_body = self._response_mode != pb.NONE

@@ -92,6 +92,8 @@ class Passage:
                 return
             self._begin()
         self._tap.feed(chunk)
+        if self._call.ticket is not None and self._call.stream and self._status == 200:
+            self._call.ticket.events += chunk.count(b"\n\n")
         if is_last:
             self._end_well()
 
@@ -108,6 +110,8 @@ class Passage:
 
     def _end_well(self) -> None:
         usage = self._tap.usage if self._call.reads_usage and self._status == 200 else None
+        if self._call.ticket is not None and self._status == 200:
+            self._call.ticket.usage = self._tap.usage
         if usage is not None and self._is_elsewhere:
             usage = replace(usage, cached_tokens=None)
         self._end(Outcome(self._status, usage))

@@ -33,9 +33,12 @@ _CODES: Mapping[int, tuple[str, ...]] = {
         *("empty_body", "invalid_json", "invalid_model", "invalid_type", "reserved_field", "unknown_field"),
         *("unknown_class", "bad_tenant", "bad_slo"),
     ),
+    401: ("invalid_api_key",),
+    403: ("model_not_allowed", "class_not_allowed"),
     413: ("body_too_large",),
+    429: ("rate_limit_exceeded", "insufficient_quota"),
     500: ("internal",),
-    503: ("router_overloaded", class_gate.CODE),
+    503: ("router_overloaded", class_gate.CODE, "cache_not_isolated"),
 }
 # What the HTTP server refuses of any request (router/http/).
 _SERVER_CODES = (
@@ -54,10 +57,12 @@ _ELSEWHERE = frozenset(
 )
 _WORDS = {
     400: "The request is not understood: by the router, or by the engine, in its own words.",
+    401: "No valid API key or token, where one is needed.",
+    403: "The key's tenant may not have this model or class.",
     404: "The model does not exist here, or no worker of it has the route.",
     408: "It could not be started before its deadline.",
     413: "The body is over the limit.",
-    429: "Its targets cannot be promised now.",
+    429: "Its targets cannot be promised now, or its tenant has had what it may have.",
     500: "A bug of the router.",
     502: "Every worker that was tried failed the request.",
     503: "No worker can serve it now, or its class is paused.",
@@ -87,7 +92,12 @@ def describe(settings: RouterSettings, slo: SloSettings, models: Sequence[str], 
             {"name": "router", "description": "Answered by the router."},
         ],
         "paths": paths,
-        "components": {"schemas": named_schemas(), "responses": _refusals(settings)},
+        "components": {
+            "schemas": named_schemas(),
+            "responses": _refusals(settings),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "An API key or a token."}},
+        },
+        "security": [{"key": []}, {}],
     }
 
 

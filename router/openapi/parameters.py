@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from router.identity.doorkeeper import TENANT_HEADER
 from router.openai import EXPLAIN_HEADER, FORWARDED_HEADERS, GENERATION_ROUTES
 from router.settings import RouterSettings
-from router.slo import CLASS_HEADER, DEADLINE_HEADER, TENANT_HEADER, TPOT_HEADER, TTFT_HEADER
+from router.slo import CLASS_HEADER, DEADLINE_HEADER, TPOT_HEADER, TTFT_HEADER
 from router.slo_settings import MAX_DEADLINE_S, MAX_TPOT_S, MAX_TTFT_S, TENANT_PATTERN, SloSettings
 
 _SECONDS = {

@@ -14,6 +14,8 @@ from grpc.aio import insecure_channel
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from kvstore.types import WorkerId
+from router.admin_tokens import digest_of
+from router.identity_settings import IdentitySettings
 from router.latency import LatencyPrior
 from router.openai import CHAT_ROUTE, COMPLETION_ROUTE
 from tests.builders import make_core
@@ -153,6 +155,30 @@ def test_clients_find_the_models(tmp_path: Path) -> None:
                     answer = await response.json()
                 if path == "/v1/models":
                     assert [card["id"] for card in answer["data"]] == [MODEL]
+
+    run(test())
+
+
+@pytest.mark.parametrize("request_body", ["FULL_DUPLEX_STREAMED", "BUFFERED"])
+def test_keys_and_limits_hold_and_bodies_stay_as_they_are(tmp_path: Path, request_body: str) -> None:
+    async def test() -> None:
+        tenants = {"acme": {"requests_per_min": 2}}
+        keys = {digest_of("hr-acme"): {"tenant": "acme"}, digest_of("hr-other"): {"tenant": "other"}}
+        identity = IdentitySettings.model_validate({"required": True, "keys": keys, "tenants": tenants})
+        async with AsyncExitStack() as stack:
+            engine = await fake(stack)
+            worker = make_worker_at(engine.address)
+            opened = open_gateway(tmp_path, worker, identity=identity, request_body=request_body)
+            gateway = await stack.enter_async_context(opened)
+            for headers in ({}, {"authorization": "Bearer hr-wrong"}):
+                status, answer, _ = await gateway.ask(headers=headers)
+                assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
+                async with gateway.session.get(f"{gateway.envoy.url}/v1/models", headers=headers) as response:
+                    assert response.status == 401
+            statuses = [(await gateway.ask(headers={"authorization": "Bearer hr-acme"}))[0] for _ in range(3)]
+            assert statuses == [200, 200, 429]
+            sent = [json.loads(seen.body) for seen in engine.requests if seen.route == COMPLETION_ROUTE]
+            assert len(sent) == 2 and not any("cache_salt" in body for body in sent)
 
     run(test())
 

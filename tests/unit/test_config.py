@@ -44,6 +44,12 @@ def test_an_engine_has_an_address_that_others_can_reach(host: str) -> None:
         load_config(overrides=[f"engine.host='{host}'"])
 
 
+def test_off_needs_no_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "headrace.yaml"
+    path.write_text("experts: {mode: off}")
+    assert load_config(path).experts.mode == load_config(overrides=["experts.mode=off"]).experts.mode == "off"
+
+
 def test_the_tree_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         load_config().pools.prefill = 2
@@ -95,7 +101,7 @@ def test_every_setting_says_what_it_is() -> None:
     ("override", "said"),
     [
         ("slo.classes.chat.ttft=3", "did you mean 'ttft_s'?"),
-        (f"slo.keys.{'0' * 64}.clas=chat", "did you mean 'class'?"),
+        (f"identity.keys.{'0' * 64}.clas=chat", "did you mean 'class'?"),
         ("slo.default_class=fast", "no such class; allowed: interactive, chat, batch"),
         ("router.policy=best", "allowed: least_cost, dynamo"),
         ("index.block_size_tokens=1", "greater than or equal to 8"),

@@ -6,12 +6,13 @@ import pytest
 from pydantic import ValidationError
 
 from router.errors import ApiError
-from router.slo import key_digest, resolve
-from router.slo_settings import ClassSettings, KeySettings, SloSettings
+from router.identity.caller import Allowance, Caller
+from router.slo import resolve
+from router.slo_settings import ClassSettings, SloSettings
 from router.types import Slo
 
-KEY = key_digest("sk-acme")
-SETTINGS = SloSettings(keys={KEY: KeySettings.model_validate({"tenant": "acme", "class": "batch", "weight": 3})})
+SETTINGS = SloSettings()
+ACME = Caller("acme", Allowance(weight=3.0, value=0.5), "batch")
 
 
 def refused(headers: Mapping[str, str], settings: SloSettings = SETTINGS) -> ApiError:
@@ -29,18 +30,29 @@ def test_who_asks_for_nothing_gets_the_default_class_and_tenant() -> None:
 
 
 def test_a_class_is_named_by_the_header_before_the_key_before_the_default() -> None:
-    by_key = resolve({"authorization": "Bearer sk-acme"}, SETTINGS)
+    by_key = resolve({}, SETTINGS, ACME)
     assert (by_key.terms.class_name, by_key.terms.tenant, by_key.terms.weight) == ("batch", "acme", 3.0)
     assert by_key.terms.best_effort_ok
     assert not by_key.is_implicit
-    by_header = resolve({"authorization": "bearer  sk-acme ", "x-headrace-class": "interactive"}, SETTINGS)
+    by_header = resolve({"x-headrace-class": "interactive"}, SETTINGS, ACME)
     assert (by_header.terms.class_name, by_header.terms.tenant) == ("interactive", "acme")
-    assert (by_header.terms.value, by_header.terms.best_effort_ok) == (4.0, False)
+    assert (by_header.terms.value, by_header.terms.best_effort_ok) == (2.0, False), (
+        "the class's value times the tenant's"
+    )
 
 
-@pytest.mark.parametrize("authorization", ["Bearer sk-else", "Basic sk-acme", "sk-acme", "", "Bearer \udcff"])
-def test_a_key_that_is_not_configured_is_nobodys(authorization: str) -> None:
-    assert resolve({"authorization": authorization}, SETTINGS).terms.tenant == "default"
+def test_a_tenant_has_the_classes_that_it_may_name() -> None:
+    only = Caller("acme", Allowance(classes=("batch", "chat")), None)
+    assert resolve({}, SETTINGS, only).terms.class_name == "chat", "the default, where it may have that"
+    assert resolve({"x-headrace-class": "batch"}, SETTINGS, only).terms.class_name == "batch"
+    with pytest.raises(ApiError) as caught:
+        resolve({"x-headrace-class": "interactive"}, SETTINGS, only)
+    assert (caught.value.status, caught.value.code) == (403, "class_not_allowed")
+    assert caught.value.message == "the class 'interactive' is not open to you; allowed: batch, chat"
+    batch = Caller("acme", Allowance(classes=("batch",)), None)
+    assert resolve({}, SETTINGS, batch).terms.class_name == "batch", "else the first of its own"
+    gone = Caller("acme", Allowance(), "gold")
+    assert resolve({}, SETTINGS, gone).terms.class_name == "chat", "a key's class that nobody configured any more"
 
 
 def test_an_unknown_class_is_refused_with_the_classes() -> None:
@@ -72,21 +84,10 @@ def test_a_first_token_after_the_deadline_is_refused() -> None:
     assert resolve({"x-headrace-ttft-s": "61", "x-headrace-deadline-s": "62"}, SETTINGS).terms.slo.ttft_s == 61.0
 
 
-def test_the_tenant_header_is_believed_only_where_it_is_trusted() -> None:
-    headers = {"x-headrace-tenant": "team-1"}
-    assert resolve(headers, SETTINGS).terms.tenant == "default"
-    trusting = SETTINGS.model_copy(update={"trust_tenant_header": True})
-    assert resolve(headers, trusting).terms.tenant == "team-1"
-    assert refused({"x-headrace-tenant": "a b"}, trusting).code == "bad_tenant"
-
-
 @pytest.mark.parametrize(
     ("tree", "words"),
     [
         ({"default_class": "gold"}, "default_class: 'gold' is not allowed: no such class; allowed: interactive, chat"),
-        ({"keys": {KEY: {"tenant": "a", "class": "gold"}}}, f"keys.{KEY}.class: 'gold' is not allowed"),
-        ({"keys": {"sk-acme": {"tenant": "a"}}}, "should match pattern"),
-        ({"keys": {KEY: {"tenant": "a"}, "0" * 64: {"tenant": "a", "weight": 2}}}, "weight: 2 is not allowed"),
         ({"classes": {"chat": {"ttft_s": 5, "tpot_s": 1, "deadline_s": 4}}}, "deadline_s: 4 is not allowed"),
         ({"classes": {"chat": {"ttft_s": 0, "tpot_s": 1, "deadline_s": 4}}}, "greater than 0"),
         ({"classes": {"Chat": {"ttft_s": 1, "tpot_s": 1, "deadline_s": 4}}}, "should match pattern"),
@@ -102,7 +103,6 @@ def test_settings_that_cannot_be_are_refused_with_what_is_allowed(tree: dict[str
 
 def test_settings_are_dumped_as_they_are_written() -> None:
     assert SloSettings.model_validate(SETTINGS.model_dump(mode="json")) == SETTINGS
-    assert SETTINGS.model_dump(mode="json")["keys"][KEY] == {"tenant": "acme", "class": "batch", "weight": 3.0}
 
 
 def test_the_highest_value_is_that_of_the_operators_classes() -> None:

@@ -93,3 +93,17 @@ def test_the_engine_is_asked_for_usage_and_for_everything_the_client_asked(raw: 
 def test_stream_options_that_are_no_object_are_the_engines_to_refuse() -> None:
     raw = b'{"stream_options": 3}'
     assert with_usage(raw, {"stream_options": 3}) == raw
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (b'{"usage":{"input_tokens":7,"input_tokens_details":{"cached_tokens":4},"output_tokens":5}}', (7, 4, 5)),
+        (b'event: message_delta\ndata: {"usage":{"input_tokens":7,"output_tokens":5}}\n\n', (7, None, 5)),
+        (b'{"data":[],"usage":{"prompt_tokens":7,"total_tokens":7,"completion_tokens":0}}', (7, None, 0)),
+        (b'{"usage":{"total_tokens":7},"results":[]}', (7, None, 0)),
+        (b'{"usage":{}}', None),
+    ],
+)  # fmt: skip
+def test_the_words_of_other_routes(answer: bytes, found: tuple[int, int | None, int] | None) -> None:
+    assert find_usage(answer) == (None if found is None else Usage(*found))

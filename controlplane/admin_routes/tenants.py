@@ -1,0 +1,168 @@
+"""Tenants: what they may have, and what they have used. What is set here goes before the configuration's."""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from pydantic import ValidationError
+
+from controlplane.admin_routes.route import NAME, Answer, Call, RefusedError, Route, json_answer
+from kvstore.key_store import Kept, KeyStore
+from kvstore.usage_store import UsageStore, Used
+from router.admin_tokens import AdminRole
+from router.identity.follower import made_settings
+from router.identity.quota import period_of
+from router.identity_settings import DEFAULT_TENANT, IdentitySettings, TenantSettings
+from router.slo_settings import SloSettings
+
+_NAME = re.compile(NAME)
+
+
+class TenantUse(msgspec.Struct, frozen=True):
+    """Of one period; requests in flight are not in it."""
+
+    period: str  # 2027-01, or 2027-01-31 where the budget is a day's
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int  # of the prompts'
+    output_tokens: int
+    budget_tokens: int | None
+    left_tokens: int | None
+
+
+class TenantView(msgspec.Struct, frozen=True):
+    """One tenant."""
+
+    name: str
+    source: str  # admin, config, or default: it has the settings of `default`, or none
+    settings: dict[str, Any]  # as in identity.tenants
+    num_keys: int  # that open something now
+    used: TenantUse
+
+
+@dataclass(frozen=True, slots=True)
+class TenantRoutes:
+    """Needs the stores of settings and of usage."""
+
+    store: KeyStore
+    usage: UsageStore
+    identity: IdentitySettings
+    slo: SloSettings
+
+    def routes(self) -> Sequence[Route]:
+        """GET /tenants, GET, PUT and DELETE /tenants/{name}."""
+        operator = AdminRole.OPERATOR
+        errors = {400: "bad_tenant", 404: "unknown_tenant"}
+        summary = "Set what a tenant may have: all of it, as in identity.tenants; what is left out is the default."
+        return (
+            Route("GET", "/tenants", self._list, "Tenants, their limits and their use.", gives=list[TenantView]),
+            Route("GET", "/tenants/{name}", self._show, "One tenant.", gives=TenantView, errors=errors),
+            Route(
+                "PUT", "/tenants/{name}", self._set, summary, operator, takes=dict[str, Any], gives=TenantView,
+                errors={**errors, 409: "keys_not_in_redis"},
+            ),
+            Route(
+                "DELETE", "/tenants/{name}", self._forget, "Back to what the configuration says of a tenant.",
+                operator, gives=TenantView, errors=errors,
+            ),
+        )  # fmt: skip
+
+    async def _list(self, _: Call) -> Answer:
+        kept = await self.store.read_all()
+        return json_answer(await self._views(kept, sorted(self._names(kept))))
+
+    async def _show(self, call: Call) -> Answer:
+        name, kept = call.path["name"], await self.store.read_all()
+        if name not in self._names(kept):
+            raise _unknown(name)
+        return json_answer((await self._views(kept, [name]))[0])
+
+    async def _set(self, call: Call) -> Answer:
+        name = call.path["name"]
+        if not _NAME.fullmatch(name):
+            message = f"{name[:64]!r} is not a tenant's name; allowed: up to 128 letters, digits and . _ : @ -"
+            raise RefusedError(400, "bad_tenant", message)
+        if not self.identity.keys_in_redis:
+            message = "identity.keys_in_redis is false: routers would not know it; set it in identity.tenants"
+            raise RefusedError(409, "keys_not_in_redis", message)
+        settings = self._read(call.body)
+        await self.store.put_tenant(name, settings.model_dump_json(by_alias=True, exclude_unset=True).encode())
+        return json_answer((await self._views(await self.store.read_all(), [name]))[0])
+
+    async def _forget(self, call: Call) -> Answer:
+        name = call.path["name"]
+        if not await self.store.remove_tenant(name):
+            raise _unknown(name)
+        return json_answer((await self._views(await self.store.read_all(), [name]))[0])
+
+    def _read(self, body: bytes) -> TenantSettings:
+        try:
+            settings = TenantSettings.model_validate_json(body or b"{}")
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the body"
+            raise RefusedError(400, "bad_body", f"{where}: {first['msg']}") from None
+        for name in (settings.service_class, *(settings.classes or ())):
+            if name is not None and name not in self.slo.classes:
+                allowed = ", ".join(self.slo.classes)
+                raise RefusedError(400, "bad_body", f"there is no class {name!r}; there are {allowed} (slo.classes)")
+        return settings
+
+    def _names(self, kept: Kept) -> set[str]:
+        made = {record.tenant for record in kept.keys.values()}
+        written = {key.tenant for key in self.identity.keys.values()}
+        return {DEFAULT_TENANT, *self.identity.tenants, *kept.tenants, *made, *written}
+
+    async def _views(self, kept: Kept, names: Sequence[str]) -> list[TenantView]:
+        now_s = time.time()
+        made = made_settings(kept.tenants)
+        tenants = {**self.identity.tenants, **made}
+        of = {name: tenants.get(name) or tenants.get(DEFAULT_TENANT) or TenantSettings() for name in names}
+        periods = {name: period_of(_kind(settings), now_s) for name, settings in of.items()}
+        used = await self.usage.charge_all({(periods[name], name): {} for name in names})
+        views = []
+        for name, settings in of.items():
+            source = "admin" if name in made else "config" if name in self.identity.tenants else "default"
+            total = Used()
+            for one in used[periods[name], name].values():
+                total = total.plus(one)
+            views.append(
+                TenantView(
+                    name=name,
+                    source=source,
+                    settings=settings.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+                    num_keys=self._num_keys(kept, name, now_s),
+                    used=_use(settings, periods[name], total),
+                )
+            )
+        return views
+
+    def _num_keys(self, kept: Kept, tenant: str, now_s: float) -> int:
+        made = sum(record.tenant == tenant and record.holds(now_s) for record in kept.keys.values())
+        written = [key for key in self.identity.keys.values() if key.tenant == tenant]
+        return made + sum(key.expires_at is None or key.expires_at.timestamp() > now_s for key in written)
+
+
+def _kind(settings: TenantSettings) -> str:
+    """Without a budget use is counted by the month."""
+    return settings.budget_period if settings.budget_tokens is not None else "month"
+
+
+def _use(settings: TenantSettings, period: str, used: Used) -> TenantUse:
+    budget = settings.budget_tokens
+    return TenantUse(
+        period=period,
+        requests=used.requests,
+        prompt_tokens=used.prompt_tokens,
+        cached_tokens=used.cached_tokens,
+        output_tokens=used.output_tokens,
+        budget_tokens=budget,
+        left_tokens=None if budget is None else max(0, budget - used.tokens),
+    )
+
+
+def _unknown(name: str) -> RefusedError:
+    return RefusedError(404, "unknown_tenant", f"nothing is kept of a tenant {name[:64]!r}; GET /tenants names them")

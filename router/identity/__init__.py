@@ -1,0 +1,1 @@
+"""Who asks, what they may have, and what they have used."""

@@ -102,5 +102,5 @@ class PromptIndex:
                 error = self.parity.models()[model].error
                 _log.error(
                     "model %s: cached tokens are predicted wrong (error %.0f%%); routed by load alone until they are"
-                    " right: see docs/operating.md, 'Parity'", model, 100 * error,
+                    " right: see docs/operations.md, 'Parity'", model, 100 * error,
                 )  # fmt: skip

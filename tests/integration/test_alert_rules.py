@@ -9,7 +9,7 @@ import yaml
 
 from tests.prometheus import RULES, promtool, rules, selectors
 
-DOC = Path(__file__).parents[2] / "docs" / "operating.md"
+DOC = Path(__file__).parents[2] / "docs" / "operations.md"
 ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
 HOURS_7 = 420  # minutes
 
@@ -210,9 +210,9 @@ def test_every_alert_says_what_it_is_and_what_to_do(name: str) -> None:
     assert alert["labels"]["severity"] in ("critical", "warning")
     assert alert["annotations"].keys() == {"summary", "description", "runbook_url"}
     page, _, anchor = alert["annotations"]["runbook_url"].partition("#")
-    assert page.endswith("/docs/operating.md")
+    assert page.endswith("/docs/operations.md")
     section = re.search(rf"^### {name}\n(.*?)(?=^##|\Z)", DOC.read_text(), re.MULTILINE | re.DOTALL)
-    assert section is not None, f"docs/operating.md has no section {name}"
+    assert section is not None, f"docs/operations.md has no section {name}"
     assert anchor == name.lower()
     for part in ("Means:", "Look at:", "Do:"):
         assert part in section[1]

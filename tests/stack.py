@@ -79,7 +79,8 @@ def running_stack(config_path: Path, config: dict[str, Any], *arguments: str) ->
     """Run `headrace up` with `config` (ports are filled in); stop it like Ctrl-C and check that nothing is left."""
     http, grpc, admin = free_ports("127.0.0.1", 3)
     router = {**config.get("router", {}), "http": {"port": http}, "grpc": {"port": grpc}}
-    config_path.write_text(yaml.safe_dump({**config, "router": router, "admin": {"port": admin}}))
+    config = {**config, "router": router, "admin": {**config.get("admin", {}), "port": admin}}
+    config_path.write_text(yaml.safe_dump(config))
     process = subprocess.Popen(
         [HEADRACE, "up", "--config", str(config_path), *arguments],
         stdout=subprocess.PIPE,

@@ -2,7 +2,8 @@
 
 Invariants
  1. Neither keys nor tokens are kept, only their SHA-256; nobody can steer a digest towards a known one, so how long a
-    look-up takes says nothing of the keys there are. Missing, wrong, expired and revoked get the same answer.
+    look-up takes says nothing of the keys there are. Wrong, expired and revoked take the same steps, to the
+    opcode; they and none at all get the same answer.
  2. A key that is in several places counts where it was revoked; else the file's say goes before Redis's.
  3. Nothing here waits. What changes elsewhere is set from outside (`router/identity/follower.py`).
 """
@@ -44,6 +45,9 @@ class TokenCheck(Protocol):
 class _Key(Struct, frozen=True, gc=False):
     caller: Caller
     ends_at_s: float  # Unix time; inf: never
+
+
+_NO_KEY = _Key(ANYBODY, float("-inf"))
 
 
 class Doorkeeper:
@@ -111,9 +115,9 @@ class Doorkeeper:
         if given is None:
             return None
         digest = hashlib.sha256(given.encode(errors="surrogatepass")).digest()
-        key = self._keys.get(digest)
-        if key is not None:
-            return key.caller if self._now_s() < key.ends_at_s else None
+        key = self._keys.get(digest, _NO_KEY)
+        if self._now_s() < key.ends_at_s:
+            return key.caller
         if self.tokens is None or given.count(".") != 2:
             return None
         claims = self.tokens.claims(given, digest, self._now_s())

@@ -1,9 +1,14 @@
 """Who asks: keys, tokens, tenants, salts. Numbers: invariants of router/identity/doorkeeper.py and jwt_tokens.py."""
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
 from typing import Any
 
 import jwt
@@ -71,6 +76,36 @@ def test_invariant_1_missing_wrong_expired_and_revoked_are_refused_alike(headers
     assert (error.status, error.code, grpc_code(error.status)) == (401, "invalid_api_key", "UNAUTHENTICATED")
     assert (error.body(), error.headers()) == (nothing.body(), {"WWW-Authenticate": "Bearer"})
     assert keeper.refused == 2
+
+
+def test_invariant_1_wrong_expired_and_revoked_take_the_same_steps() -> None:
+    """No clock: the opcodes that are executed, and those of an accepted key to compare with."""
+    keeper = door(NOW_S)
+    keeper.set_made({digest_of(MADE): KeyRecord("acme", revoked_at_s=5.0)}, {})
+    steps = {key: _opcodes(partial(keeper.ask, bearer(key))) for key in (KEY, KEY[:-1], "hr-0000", OTHER, MADE)}
+    assert len(steps[KEY]) > 20
+    refused = [steps[key] for key in steps if key != KEY]
+    assert all(one == refused[0] != steps[KEY] for one in refused)
+
+
+def _opcodes(work: Callable[[], Any]) -> list[tuple[str, int]]:
+    """Function and offset of everything that runs in Python."""
+    seen: list[tuple[str, int]] = []
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            seen.append((frame.f_code.co_qualname, frame.f_lasti))
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with contextlib.suppress(ApiError):
+            work()
+    finally:
+        sys.settrace(before)
+    return seen
 
 
 def test_where_none_is_asked_for_an_unknown_key_is_nobodys() -> None:

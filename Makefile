@@ -13,15 +13,17 @@ say = @printf '[%6.1f s] %-8s %s\n' "$$(( $$(date +%s) - $(START) ))" "$(1)" "$(
 PEERS := $(VENV)-peers
 # What Dynamo's frontend and mocker import; its other dependencies are the engines'.
 DYNAMO_NEEDS := uvloop packaging typing_extensions pyyaml msgspec "pydantic<=2.13.5"
-.PHONY: up test venv lint unit browser screenshots chart-schema chart-scan clean soak
+.PHONY: up test venv lint unit tools screenshots chart-schema chart-scan clean soak
 .PHONY: bench-index bench-data-plane bench-overload bench-endpoint-picker bench-experts
 
 up: venv  ## router and 1P1D vLLM on this machine, until Ctrl-C; UP_ARGS="--pools 2P1D" for more
 	@exec $(BIN)/headrace up $(UP_ARGS)
 
-test: venv lint browser  ## everything CI runs
-	$(BIN)/python -m pytest -m "not own_cluster"
-	$(BIN)/python -m pytest -m own_cluster
+test: venv lint tools  ## everything CI runs
+	$(BIN)/python -m pytest -m "not own_cluster and not soak"
+	@$(BIN)/python -m pytest -m soak >$(VENV)/soak.log 2>&1 & soak=$$!; trap "kill $$soak 2>/dev/null" EXIT INT TERM; \
+	$(BIN)/python -m pytest -m own_cluster; others=$$?; \
+	wait $$soak; soaked=$$?; cat $(VENV)/soak.log; exit $$((others + soaked))
 
 lint: venv
 	$(BIN)/ruff check .
@@ -29,20 +31,23 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-unit: venv  ## the tests that need no engine: a minute
-	$(BIN)/python -m pytest -m "not cluster"
+unit: venv  ## the tests that need no engine
+	$(BIN)/python -m pytest -m "not cluster and not soak"
 
-browser:  ## Chromium, for the tests of the operators' page: they are skipped where there is none
-	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+tools:  ## Chromium and Prometheus, which no package index has: tests that need them are skipped where they are missing
+	@missing="chromium prometheus"; \
+	for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && missing=prometheus; done; \
+	! command -v promtool >/dev/null || missing="$${missing%prometheus}"; \
+	[ -n "$$missing" ] || exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "Chromium, once: 290 MB"; \
-		apt-get update -qq; \
-		RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+		echo "Debian's $$missing, once: up to 430 MB"; \
+		apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends $$missing >/dev/null || echo "not installed: $$missing"; \
 	else \
-		echo "no Chromium: the tests of the operators' page are skipped"; \
+		echo "not here, and not to be installed without root: $$missing; their tests are skipped"; \
 	fi
 
-screenshots: venv browser  ## the pictures in docs/images, made again
+screenshots: venv tools  ## the pictures in docs/images, made again
 	$(BIN)/python -m tests.dashboard.screenshots docs/images
 
 bench-index: venv $(PEERS)/.installed  ## prefix index, decisions, cold start, beside Dynamo's and Ray's; minutes, 6 GB

@@ -15,7 +15,7 @@ _ARGS = (
     *("--disable-background-networking", "--disable-component-update"),
     "--host-resolver-rules=MAP elsewhere.test 127.0.0.1",
 )
-_MISSING = "no Chromium here: `make browser` installs it"
+_MISSING = "no Chromium here: `make tools` installs it"
 
 
 def find_chromium(playwright: Playwright) -> str | None:

@@ -1,4 +1,7 @@
-"""A router among clients and workers that come and go stays as it was. Half an hour of it: `make soak`."""
+"""A router among clients and workers that come and go stays as it was. Half an hour of it: `make soak`.
+
+It leaves most of the machine to others, so `make test` lets it run beside tests that wait for engines.
+"""
 
 import json
 import subprocess
@@ -8,7 +11,7 @@ import pytest
 
 MINUTES = 5.0
 
-pytestmark = [pytest.mark.cluster, pytest.mark.own_cluster, pytest.mark.timeout(MINUTES * 60 + 240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.soak, pytest.mark.timeout(MINUTES * 60 + 240)]
 
 
 def test_a_soak_is_flat() -> None:

@@ -64,7 +64,7 @@ class HttpListener:
         tracing: Tracing,
         admins: AdminTokens | None = None,
     ) -> None:
-        """`admins` may read decisions. Raises TlsError for certificates that cannot be used."""
+        """`admins` may read decisions and closed metrics. Raises TlsError for certificates that cannot be used."""
         self._service = service
         self._desk = desk
         self._settings = settings
@@ -134,9 +134,12 @@ class HttpListener:
         if http.method not in _READING:
             raise method_not_allowed(http.method, http.path[:_MAX_QUOTED_CHARS], _READING)
         if http.path.startswith(_DECISIONS):
-            self._check_may_explain(http)
+            if not (self._settings.explain.public or self._is_operator(http)):
+                raise _decisions_closed()
             return route(argument, ANYBODY)  # an operator's token is no API key
         if http.path == "/metrics":
+            if not (self._settings.public_metrics or self._is_operator(http)):
+                raise _metrics_closed()
             argument = http.headers.get("accept", "")
         caller = ANYBODY if http.path in _NEVER_SHED else self._desk.door.ask(http.headers)
         return route(argument, caller)
@@ -183,16 +186,9 @@ class HttpListener:
         content_type, text = self._service.metrics.exposition_for(accept)
         return _Answer(200, {"content-type": content_type}, text)
 
-    def _check_may_explain(self, http: HttpRequest) -> None:
-        """Decisions name tenants, workers and loads: not every client's business. Raises ApiError 403."""
-        if self._settings.explain.public or self._admins.find_bearer(http.headers.get("authorization")) is not None:
-            return
-        raise bad_request(
-            "decisions are for operators: with a token of admin.tokens_file, or through `headrace explain`, which asks "
-            "the admin API; router.explain.public opens this to everybody",
-            code="decisions_closed",
-            status=403,
-        )
+    def _is_operator(self, http: HttpRequest) -> bool:
+        """Decisions and metrics name tenants, workers and loads: not every client's business."""
+        return self._admins.find_bearer(http.headers.get("authorization")) is not None
 
     def _decision(self, request_id: str, _: Caller) -> "_Answer":
         """Why a request ran where it did. Neither prompts nor answers are in it."""
@@ -229,6 +225,19 @@ class _Answer(NamedTuple):
 
 
 _Route = Callable[[str, Caller], _Answer]
+
+
+def _decisions_closed() -> ApiError:
+    message = (
+        "decisions are for operators: with a token of admin.tokens_file, or through `headrace explain`, which asks "
+        "the admin API; router.explain.public opens this to everybody"
+    )
+    return bad_request(message, code="decisions_closed", status=403)
+
+
+def _metrics_closed() -> ApiError:
+    message = "metrics are for operators, with a token of admin.tokens_file: router.public_metrics is false"
+    return bad_request(message, code="metrics_closed", status=403)
 
 
 def _error_answer(error: ApiError, explained: Mapping[str, str] | None = None) -> _Answer:

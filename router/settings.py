@@ -57,6 +57,9 @@ class RouterSettings(BaseModel):
     )
     tokens: TokenSettings = TokenSettings()
     explain: ExplainSettings = ExplainSettings()
+    public_metrics: bool = Field(
+        True, description="/metrics is for all who reach the port; false: for tokens of admin.tokens_file"
+    )
     policy: str = Field("least_cost", description="least_cost, or one of its peers' policies, for comparison")
     hand_off: Literal["cost", "always", "never"] = Field(
         "cost", description="prefill on another worker: where it costs least, wherever it can be, or nowhere"

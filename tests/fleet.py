@@ -13,6 +13,7 @@ from controlplane.app import RouterPlan, RouterPorts, run_router
 from controlplane.config import Config
 from controlplane.embedded_redis import embedded_redis
 from kvstore.types import WorkerId
+from tests.admin_server import VIEWER
 from tests.byte_renderer import ByteRenderer
 from workers.fake import FakeEngine, FakeSettings, Plan
 from workers.ports import free_ports
@@ -101,7 +102,8 @@ class Fleet:
 
     async def metrics(self) -> str:
         """The router's metrics."""
-        async with self.session.get(f"{self.url}/metrics") as response:
+        headers = {"Authorization": f"Bearer {VIEWER}"}  # where they are closed
+        async with self.session.get(f"{self.url}/metrics", headers=headers) as response:
             return await response.text()
 
     async def metric(self, name: str) -> float:

@@ -45,7 +45,7 @@ _SERVER_CODES = (
     *("malformed_request", "request_timeout", "target_too_long", "head_too_large", "too_many_headers"),
     *("header_too_large", "expectation_failed"),
 )
-_CLOSED = ("decisions_closed",)
+_CLOSED = {"decision": ("decisions_closed",), "metrics": ("metrics_closed",)}
 _NOT_FOUND = {"model": ("model_not_found",), "decision": ("decision_not_found",)}
 # Of answers that are part of no operation: other paths and methods, other protocols, streams that broke off (gRPC
 # only), gateways.
@@ -103,7 +103,7 @@ def describe(settings: RouterSettings, slo: SloSettings, models: Sequence[str], 
 
 def error_codes() -> frozenset[str]:
     """Every `code` that the document names."""
-    tables = (*_CODES.values(), *reject_codes().values(), *_NOT_FOUND.values(), _CLOSED)
+    tables = (*_CODES.values(), *reject_codes().values(), *_NOT_FOUND.values(), *_CLOSED.values())
     return frozenset(code for codes in tables for code in codes) | _ELSEWHERE | {*_SERVER_CODES}
 
 
@@ -120,13 +120,17 @@ def _own_operations() -> dict[str, Json]:
     model["responses"]["404"] = _error("It is not served here.", _NOT_FOUND["model"])
     decision = _operation("Why a request ran where it did.", _json({"$ref": "#/components/schemas/Explanation"}))
     decision["parameters"] = [_in_path("id", "x-request-id, or the router's own id")]
-    decision["responses"]["403"] = _error("For operators, unless router.explain.public says otherwise.", _CLOSED)
+    decision["responses"]["403"] = _error(
+        "For operators, unless router.explain.public says otherwise.", _CLOSED["decision"]
+    )
     decision["responses"]["404"] = _error("Unknown to this router, or too long ago.", _NOT_FOUND["decision"])
+    metrics = _operation("Prometheus metrics.", _content("text/plain", {"type": "string"}))
+    metrics["responses"]["403"] = _error("For operators, where router.public_metrics is false.", _CLOSED["metrics"])
     return {
         "/healthz": alive,
         "/health": {**alive, "summary": "The process runs; the name that vLLM's clients ask for."},
         "/readyz": ready,
-        "/metrics": _operation("Prometheus metrics.", _content("text/plain", {"type": "string"})),
+        "/metrics": metrics,
         "/openapi.json": _operation("This document.", _json({"type": "object"})),
         "/v1/models": _operation(
             "Models and adapters that answer now.", _json({"$ref": "#/components/schemas/Models"})

@@ -63,13 +63,13 @@ class World:
             return response.status, await response.text(), response.headers
 
 
-def run(folder: Path, test: Callable[[World], Awaitable[None]], *names: str) -> None:
+def run(folder: Path, test: Callable[[World], Awaitable[None]], *names: str, **router: Any) -> None:
     async def body() -> None:
         tokens = tokens_file(folder)
         token = folder / "token"
         token.write_text(OPERATOR + "\n")
         sections = {"slo": SLO, "admin": {"port": 0, "tokens_file": str(tokens)}}
-        async with fleet(folder, router={"hand_off": "never"}, **sections) as made:
+        async with fleet(folder, router={"hand_off": "never", **router}, **sections) as made:
             for name in names or ("m1", "m2"):
                 await made.add(Role.MIXED, name, SLOW)
             routers = []
@@ -320,6 +320,22 @@ def test_decisions_are_found_explained_and_streamed(tmp_path: Path) -> None:
             assert response.status == 200
 
     run(tmp_path, test)
+
+
+def test_metrics_name_tenants_and_can_be_closed(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        for headers, wanted in (
+            ({}, 403),
+            ({"Authorization": "Bearer hr-client"}, 403),
+            ({"Authorization": f"Bearer {VIEWER}"}, 200),
+        ):
+            async with world.fleet.session.get(f"{world.routers[0]}/metrics", headers=headers) as response:
+                assert response.status == wanted
+                assert ("metrics_closed" if wanted == 403 else "headrace_requests_total") in await response.text()
+        async with world.fleet.session.get(f"{world.routers[0]}/healthz") as response:
+            assert response.status == 200, "a probe has no token"
+
+    run(tmp_path, test, public_metrics=False)
 
 
 async def _until_decided(events: aiohttp.ClientResponse, wanted: set[str]) -> dict[str, Any]:

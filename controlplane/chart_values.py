@@ -120,7 +120,7 @@ class NetworkPolicy(_Values):
 
 
 class Ingress(_Values):
-    """An Ingress in front of the routers."""
+    """An Ingress in front of the routers, or of the admin API."""
 
     host: str = Field("", description="empty: none")
     class_name: str = ""
@@ -196,6 +196,7 @@ class Values(_Values):
     )
     network_policy: NetworkPolicy = NetworkPolicy()
     ingress: Ingress = Ingress()
+    admin_ingress: Ingress = Ingress()
     gateway: Gateway = Gateway()
     monitoring: Monitoring = Monitoring()
     autoscaling: Autoscaling = Autoscaling()

@@ -16,6 +16,7 @@ from controlplane.config import Config, ConfigError, dump_config, load_config
 from kvstore.errors import KvStoreError
 from kvstore.types import WorkerId
 from workers.engine_probe import EngineNotAnsweringError
+from workers.engine_tls import EngineTlsError
 from workers.types import Role
 from workers.worker import new_spec, run_joined
 
@@ -85,7 +86,7 @@ def join(
 
     try:
         asyncio.run(run())
-    except (KvStoreError, EngineNotAnsweringError) as error:
+    except (KvStoreError, EngineNotAnsweringError, EngineTlsError) as error:
         fail(str(error))
 
 

@@ -8,6 +8,7 @@ from kvstore.board import Board
 from router.explain.explanation import Outcome
 
 _AT_ONCE = 256
+MISSED = "missed"  # answered, but late or slowly
 _MOST_LOOKED_AT = 5_000  # of the 20,000 that Redis keeps, for one question
 
 
@@ -82,7 +83,7 @@ class Wanted:
     request: str | None = None  # its id or the client's begins so
     class_name: str | None = None
     tenant: str | None = None
-    outcome: str | None = None  # or the reason of a rejection
+    outcome: str | None = None  # or the reason of a rejection, or MISSED
     worker: str | None = None  # that an attempt was sent to
 
     def takes(self, record: _Record) -> bool:
@@ -95,7 +96,7 @@ class Wanted:
             return False
         if self.tenant and record.arrival.tenant != self.tenant:
             return False
-        if self.outcome and self.outcome != record.outcome and all(s.reason != self.outcome for s in record.steps):
+        if self.outcome and not _has_outcome(record, self.outcome):
             return False
         return not self.worker or any(self.worker in (step.prefill, step.decode) for step in record.steps)
 
@@ -138,6 +139,12 @@ class DecisionList:
         found = await self.find(Wanted(request=request_id), 1)
         own = [brief for brief in found.decisions if brief.request_id == request_id]
         return await self._board.decisions.get(own[0].public_id) if own else None
+
+
+def _has_outcome(record: _Record, wanted: str) -> bool:
+    if wanted == MISSED:
+        return any(False in (step.ttft_met, step.tpot_met) for step in record.steps)
+    return wanted == record.outcome or any(step.reason == wanted for step in record.steps)
 
 
 def _decode(data: bytes | None) -> _Record | None:

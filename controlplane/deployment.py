@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -32,6 +33,7 @@ from workers.types import Role
 APPLICATION = "headrace"
 
 
+_A_LITTLE = 0.01  # of a resource that says where: an old replica and its successor fit beside each other
 _MOST_CALLS = 256  # at once; each open stream of events is one
 _GOING = ("STOPPING", "STOPPED")
 
@@ -105,7 +107,8 @@ def _audit_to(path: Path) -> logging.Handler:
 
 def build_application(config: Config, redis_url: str, log_dir: Path, *, by_group: bool = False) -> Any:
     """The graph to hand to `serve.run`. `by_group`: routers and pools run on Ray nodes that offer the resource of their
-    name (`headrace_router`, `headrace_prefill`, ...), one replica for each unit of it."""
+    name (`headrace_router`, `headrace_prefill`, ...), one replica for each unit of it; the control plane where
+    `headrace_control_plane` is: there its files are."""
     router = build_router(
         functools.partial(run_router, RouterPlan(config, redis_url, str(log_dir))),
         num_replicas=config.router.replicas,
@@ -122,17 +125,20 @@ def build_application(config: Config, redis_url: str, log_dir: Path, *, by_group
         for role, size in sizes.items()
         if size > 0
     ]
-    return bind_control_plane(config, redis_url, log_dir, router, *pools)
+    place = {"headrace_control_plane": _A_LITTLE} if by_group else {}
+    return bind_control_plane(config, redis_url, log_dir, router, *pools, resources=place)
 
 
-def bind_control_plane(config: Config, redis_url: str, log_dir: Path, *children: Any) -> Any:
+def bind_control_plane(
+    config: Config, redis_url: str, log_dir: Path, *children: Any, resources: Mapping[str, float] = MappingProxyType({})
+) -> Any:
     """The ingress, with what is deployed beside it."""
     control_plane: Any = serve.deployment(
         ControlPlaneReplica,
         name="ControlPlane",
         num_replicas=1,
         max_ongoing_requests=_MOST_CALLS,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "resources": dict(resources)},
     )
     return control_plane.bind(config, redis_url, log_dir, *children)
 

@@ -10,6 +10,7 @@ import msgspec
 import typer
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from controlplane.admin_client import DEFAULT_URL, AdminClient, AdminOption, JsonOption, TokenOption, run, segment
@@ -86,7 +87,7 @@ def list_keys(admin: AdminOption = DEFAULT_URL, token_file: TokenOption = None, 
     for view in msgspec.json.decode(answer, type=list[KeyView]):
         by = view.created_by or view.source
         table.add_row(
-            view.id, view.tenant, view.service_class or "", view.state, _day(view.expires_at_s), by, view.note
+            view.id, view.tenant, view.service_class or "", view.state, _day(view.expires_at_s), by, escape(view.note)
         )
     _print(table)
 
@@ -100,7 +101,7 @@ def list_tenants(admin: AdminOption = DEFAULT_URL, token_file: TokenOption = Non
         return
     table = Table("tenant", "keys", "set by", "settings", box=None)
     for view in msgspec.json.decode(answer, type=list[TenantView]):
-        table.add_row(view.name, str(view.num_keys), view.source, _in_words(view.settings))
+        table.add_row(view.name, str(view.num_keys), view.source, escape(_in_words(view.settings)))
     _print(table)
 
 

@@ -58,7 +58,7 @@ class Progress:
             f"  HTTP   {url}/v1  (OpenAI)      {url}/readyz  {url}/metrics",
             f"  gRPC   {grpc.host}:{grpc.port}  (headrace.v1.Inference, reflection on)",
             *([f"  picker {picker.host}:{picker.port}  (Envoy's ext_proc)"] if picker.enabled else []),
-            f"  admin  {admin.url}/fleet   (headrace status)",
+            f"  admin  {admin.url}/  (a page for browsers; headrace status)",
             "",
             f"  curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
             "",

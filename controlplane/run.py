@@ -21,6 +21,7 @@ from controlplane.telemetry import log_ids
 from kvstore.leases import open_leases
 from kvstore.types import WorkerId
 from router.tls_settings import TlsSettings
+from workers.engine_probe import engine_session
 from workers.lease_keeper import LeaseKeeper
 from workers.logs import logging_to
 from workers.settings import NODE_HOST
@@ -35,7 +36,7 @@ class RunError(Exception):
 
 
 async def route(config: Config, stop: asyncio.Event) -> None:
-    """A router. Raises RunError, RedisUnavailableError, PortTakenError or TlsError at the start."""
+    """A router. Raises RunError, RedisUnavailableError, PortTakenError and the errors of files that are named."""
     redis_url = _redis_url(config)
     _check_model(config)
 
@@ -46,7 +47,7 @@ async def route(config: Config, stop: asyncio.Event) -> None:
 
 
 async def work(config: Config, role: Role, worker_id: WorkerId, stop: asyncio.Event) -> None:
-    """A worker and its engine. Raises RunError, RedisUnavailableError or PortTakenError at the start."""
+    """A worker and its engine. Raises at the start as `route` does."""
     redis_url = _redis_url(config)
     _check_model(config)
     if config.engine.host == NODE_HOST:
@@ -59,7 +60,7 @@ async def work(config: Config, role: Role, worker_id: WorkerId, stop: asyncio.Ev
 
     async with contextlib.AsyncExitStack() as stack:
         if config.health is not None:
-            session = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(_METRICS_S)))
+            session = await stack.enter_async_context(engine_session(config.engine))
             answer = health(state, lambda: _engine_metrics(session, keepers))
             await stack.enter_async_context(http_port(answer, config.health, "health"))
         plan = worker_plan(config, role, redis_url, None, worker_id)
@@ -90,7 +91,7 @@ async def _engine_metrics(session: aiohttp.ClientSession, keepers: Sequence[Leas
     """The engine's own, so that who scrapes need not reach its API, which asks nobody who he is."""
     address = keepers[0].state.spec.address if keepers else ""
     try:
-        async with session.get(f"{address}/metrics") as response:
+        async with session.get(f"{address}/metrics", timeout=aiohttp.ClientTimeout(_METRICS_S)) as response:
             body = await response.read()
             if response.status == 200:
                 return Answer(200, body, response.headers.get("content-type", "text/plain"))

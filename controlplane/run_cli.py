@@ -16,8 +16,11 @@ from controlplane.cli_error import fail
 from controlplane.config import Config, ConfigError, load_config
 from kvstore.errors import KvStoreError
 from kvstore.types import WorkerId
+from router.admin_tokens import AdminTokensError
 from router.http_listener import PortTakenError
+from router.identity.follower import IdentityError
 from router.tls import TlsError
+from workers.engine_tls import EngineTlsError
 from workers.types import Role
 
 app = typer.Typer(no_args_is_help=True, help="One process in the foreground, without Ray: what a pod runs.")
@@ -81,5 +84,5 @@ def _run(process: Callable[[asyncio.Event], Awaitable[None]]) -> None:
             runner.run(main())
     except run.RunError as error:
         fail(str(error), code=2)
-    except (KvStoreError, PortTakenError, TlsError) as error:
+    except (KvStoreError, PortTakenError, TlsError, EngineTlsError, IdentityError, AdminTokensError) as error:
         fail(str(error))

@@ -30,11 +30,13 @@ from kvstore.leases import LeaseStore, open_leases
 from kvstore.redis_url import without_password
 from router.admin_tokens import AdminTokens, AdminTokensError
 from router.http.settings import HttpSettings
+from router.identity.follower import file_problems
 from router.settings import GrpcSettings, ListenSettings
 from router.tls import TlsError, build_context
 from router.tls_settings import TlsSettings
 from workers.child_process import ChildProcess, inherited_env
 from workers.demo_model import is_converted
+from workers.engine_tls import EngineTlsError, client_context
 from workers.worker import experts_problem
 
 _T = TypeVar("_T")
@@ -66,7 +68,7 @@ async def up(config: Config, progress: Progress) -> None:
 
 def check_machine(config: Config) -> None:
     """Raise UpError for what would make a later step fail: ports in use, a missing model, a missing engine."""
-    problems = [*_listening_problems(config), *_model_problems(config)]
+    problems = [*_listening_problems(config), *_file_problems(config), *_model_problems(config)]
     if importlib.util.find_spec("vllm") is None:
         problems.append(f"vLLM is not installed: pip install 'headrace[{config.engine.device}]'")
     if problems:
@@ -89,7 +91,19 @@ def _listening_problems(config: Config) -> Iterator[str]:
             build_context(socket_settings.tls, f"{key}.tls")
         except TlsError as error:
             yield str(error)
-    yield from _admin_problems(admin)
+
+
+def _file_problems(config: Config) -> Iterator[str]:
+    """What routers, engines and the control plane would find when they start."""
+    yield from _admin_problems(config.admin)
+    yield from file_problems(config.identity)
+    tls = config.engine.tls
+    try:
+        client_context(tls)
+        if tls is not None and tls.cert_file is not None and tls.key_file is not None:
+            build_context(TlsSettings(cert_file=tls.cert_file, key_file=tls.key_file), "engine.tls")
+    except (EngineTlsError, TlsError) as error:
+        yield str(error)
 
 
 def _admin_problems(admin: AdminSettings) -> Iterator[str]:

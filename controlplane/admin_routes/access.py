@@ -57,8 +57,12 @@ class Access:
             raise RefusedError(403, "csrf_missing", message, who.name)
         return who
 
-    def open_session(self, token: str) -> tuple[Operator, dict[str, str]]:
-        """Who has the token, and the header that gives the browser its cookie. Raises RefusedError 401 or 403."""
+    def open_session(self, token: str, *, behind_tls: bool = False) -> tuple[Operator, dict[str, str]]:
+        """Who has the token, and the header that gives the browser its cookie. Raises RefusedError 401 or 403.
+
+        `behind_tls`: something in front of us says that the browser came by TLS. Who says so wrongly has a cookie that
+        his browser does not send.
+        """
         if self.is_closed:
             raise _closed()
         digest = digest_of(token)
@@ -68,7 +72,7 @@ class Access:
         cookie, now_s = secrets.token_urlsafe(32), self._now_s()
         self._forget_old(now_s)
         self._sessions[digest_of(cookie)] = _Session(digest, now_s + self._settings.session_s)
-        return who, self._set_cookie(cookie, round(self._settings.session_s))
+        return who, self._set_cookie(cookie, round(self._settings.session_s), behind_tls=behind_tls)
 
     def end_session(self, headers: Mapping[str, str]) -> dict[str, str]:
         """Forget the cookie's session; the header that takes the cookie from the browser."""
@@ -112,8 +116,8 @@ class Access:
         while len(self._sessions) >= _MOST_SESSIONS:
             del self._sessions[next(iter(self._sessions))]
 
-    def _set_cookie(self, value: str, max_age_s: int) -> dict[str, str]:
-        secure = "; Secure" if self._settings.tls is not None else ""
+    def _set_cookie(self, value: str, max_age_s: int, *, behind_tls: bool = False) -> dict[str, str]:
+        secure = "; Secure" if behind_tls or self._settings.tls is not None else ""
         return {"Set-Cookie": f"{COOKIE}={value}; Path=/; Max-Age={max_age_s}; HttpOnly; SameSite=Strict{secure}"}
 
 

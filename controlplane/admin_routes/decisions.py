@@ -13,7 +13,7 @@ _FILTERS = {
     "request": "how its id begins, the client's or the router's",
     "class": "its class",
     "tenant": "its tenant",
-    "outcome": "done, rejected, failed or cancelled; or the reason of a rejection, such as kv_full",
+    "outcome": "done, rejected, failed, cancelled; missed: late or slow; or the reason of a rejection, such as kv_full",
     "worker": "an engine or rank that an attempt was sent to",
 }
 

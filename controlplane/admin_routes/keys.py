@@ -1,5 +1,6 @@
 """API keys: made, listed, rotated and revoked. A key is shown once, to whoever makes it; only its SHA-256 is kept."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,8 @@ from controlplane.admin_routes.route import NAME, Answer, Call, RefusedError, Ro
 from kvstore.key_store import KeyRecord, KeyStore, key_id
 from router.admin_tokens import AdminRole, digest_of
 from router.identity.doorkeeper import KEY_PREFIX
-from router.identity_settings import IdentitySettings
+from router.identity.follower import IdentityError, written_keys
+from router.identity_settings import IdentitySettings, KeySettings
 from router.slo_settings import SloSettings
 
 _LONGEST_S = 10 * 366 * 86_400
@@ -75,7 +77,8 @@ class KeyRoutes:
         one = {404: "unknown_key", 409: "key_in_file"}
         operator = AdminRole.OPERATOR
         return (
-            Route("GET", "/keys", self._list, "API keys, by id; never the keys.", gives=list[KeyView]),
+            Route("GET", "/keys", self._list, "API keys, by id; never the keys.", gives=list[KeyView],
+                errors={503: "keys_file_unreadable"}),
             Route(
                 "POST", "/keys", self._make, "Make an API key. It is in the answer, and nowhere else.", operator,
                 takes=NewKey, gives=MadeKey, errors={400: "unknown_class", 409: "keys_not_in_redis"},
@@ -91,7 +94,7 @@ class KeyRoutes:
         now_s = time.time()
         made = (await self.store.read_all()).keys
         views = [_view(digest, record, now_s) for digest, record in made.items()]
-        views += [_view(digest, record, now_s, "config") for digest, record in self._written().items()]
+        views += [_view(digest, record, now_s, "config") for digest, record in (await self._written()).items()]
         return json_answer(sorted(views, key=lambda view: (view.tenant, view.created_at_s or 0.0, view.id)))
 
     async def _make(self, call: Call) -> Answer:
@@ -134,21 +137,31 @@ class KeyRoutes:
         for digest, record in (await self.store.read_all()).keys.items():
             if key_id(digest) == asked:
                 return digest, record
-        if any(key_id(digest) == asked for digest in self._written()):
-            message = f"the key {asked} is in the configuration (identity.keys): take it out there"
+        if any(key_id(digest) == asked for digest in await self._written()):
+            message = f"the key {asked} is in the configuration (identity.keys or keys_file): take it out there"
             raise RefusedError(409, "key_in_file", message)
         raise _unknown(asked)
 
-    def _written(self) -> Mapping[str, KeyRecord]:
+    async def _written(self) -> Mapping[str, KeyRecord]:
         return {
             digest: KeyRecord(key.tenant, key.service_class, key.expires_at.timestamp() if key.expires_at else None)
-            for digest, key in self.identity.keys.items()
+            for digest, key in (await read_written(self.identity)).items()
         }
 
     def _check_open(self) -> None:
         if not self.identity.keys_in_redis:
             message = "identity.keys_in_redis is false: routers would not know the key; add it to identity.keys_file"
             raise RefusedError(409, "keys_not_in_redis", message)
+
+
+async def read_written(identity: IdentitySettings) -> Mapping[str, KeySettings]:
+    """The keys that the configuration has. Raises RefusedError for a keys_file that routers can read and we cannot."""
+    try:
+        return await asyncio.to_thread(written_keys, identity)
+    except IdentityError as error:
+        raise RefusedError(
+            503, "keys_file_unreadable", f"{error}; the control plane needs it too, to list keys"
+        ) from None
 
 
 def _view(digest: str, record: KeyRecord, now_s: float, source: str = "redis") -> KeyView:

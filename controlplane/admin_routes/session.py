@@ -27,7 +27,9 @@ def routes(access: Access) -> Sequence[Route]:
     """GET, POST and DELETE /session."""
 
     async def log_in(call: Call) -> Answer:
-        who, cookie = access.open_session(call.read(LogIn).token or bearer(call.headers.get("authorization")) or "")
+        token = call.read(LogIn).token or bearer(call.headers.get("authorization")) or ""
+        behind_tls = call.headers.get("x-forwarded-proto", "").lower() == "https"
+        who, cookie = access.open_session(token, behind_tls=behind_tls)
         return json_answer(Who(who.name, who.role.value), headers=cookie, who=who.name)
 
     async def who(call: Call) -> Answer:

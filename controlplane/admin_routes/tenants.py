@@ -2,22 +2,24 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from pydantic import ValidationError
 
+from controlplane.admin_routes.keys import read_written
 from controlplane.admin_routes.route import NAME, Answer, Call, RefusedError, Route, json_answer
 from kvstore.key_store import Kept, KeyStore
 from kvstore.usage_store import UsageStore, Used
 from router.admin_tokens import AdminRole
 from router.identity.follower import made_settings
 from router.identity.quota import period_of
-from router.identity_settings import DEFAULT_TENANT, IdentitySettings, TenantSettings
+from router.identity_settings import DEFAULT_TENANT, IdentitySettings, KeySettings, TenantSettings
 from router.slo_settings import SloSettings
 
+Keys = Mapping[str, KeySettings]  # by digest
 _NAME = re.compile(NAME)
 
 
@@ -71,14 +73,14 @@ class TenantRoutes:
         )  # fmt: skip
 
     async def _list(self, _: Call) -> Answer:
-        kept = await self.store.read_all()
-        return json_answer(await self._views(kept, sorted(self._names(kept))))
+        kept, written = await self.store.read_all(), await read_written(self.identity)
+        return json_answer(await self._views(kept, written, sorted(self._names(kept, written))))
 
     async def _show(self, call: Call) -> Answer:
-        name, kept = call.path["name"], await self.store.read_all()
-        if name not in self._names(kept):
+        name, kept, written = call.path["name"], await self.store.read_all(), await read_written(self.identity)
+        if name not in self._names(kept, written):
             raise _unknown(name)
-        return json_answer((await self._views(kept, [name]))[0])
+        return json_answer((await self._views(kept, written, [name]))[0])
 
     async def _set(self, call: Call) -> Answer:
         name = call.path["name"]
@@ -90,13 +92,13 @@ class TenantRoutes:
             raise RefusedError(409, "keys_not_in_redis", message)
         settings = self._read(call.body)
         await self.store.put_tenant(name, settings.model_dump_json(by_alias=True, exclude_unset=True).encode())
-        return json_answer((await self._views(await self.store.read_all(), [name]))[0])
+        return json_answer(await self._view(name))
 
     async def _forget(self, call: Call) -> Answer:
         name = call.path["name"]
         if not await self.store.remove_tenant(name):
             raise _unknown(name)
-        return json_answer((await self._views(await self.store.read_all(), [name]))[0])
+        return json_answer(await self._view(name))
 
     def _read(self, body: bytes) -> TenantSettings:
         try:
@@ -111,12 +113,15 @@ class TenantRoutes:
                 raise RefusedError(400, "bad_body", f"there is no class {name!r}; there are {allowed} (slo.classes)")
         return settings
 
-    def _names(self, kept: Kept) -> set[str]:
+    def _names(self, kept: Kept, written: Keys) -> set[str]:
         made = {record.tenant for record in kept.keys.values()}
-        written = {key.tenant for key in self.identity.keys.values()}
-        return {DEFAULT_TENANT, *self.identity.tenants, *kept.tenants, *made, *written}
+        in_file = {key.tenant for key in written.values()}
+        return {DEFAULT_TENANT, *self.identity.tenants, *kept.tenants, *made, *in_file}
 
-    async def _views(self, kept: Kept, names: Sequence[str]) -> list[TenantView]:
+    async def _view(self, name: str) -> TenantView:
+        return (await self._views(await self.store.read_all(), await read_written(self.identity), [name]))[0]
+
+    async def _views(self, kept: Kept, written: Keys, names: Sequence[str]) -> list[TenantView]:
         now_s = time.time()
         made = made_settings(kept.tenants)
         tenants = {**self.identity.tenants, **made}
@@ -134,16 +139,17 @@ class TenantRoutes:
                     name=name,
                     source=source,
                     settings=settings.model_dump(mode="json", by_alias=True, exclude_defaults=True),
-                    num_keys=self._num_keys(kept, name, now_s),
+                    num_keys=_num_keys(kept, written, name, now_s),
                     used=_use(settings, periods[name], total),
                 )
             )
         return views
 
-    def _num_keys(self, kept: Kept, tenant: str, now_s: float) -> int:
-        made = sum(record.tenant == tenant and record.holds(now_s) for record in kept.keys.values())
-        written = [key for key in self.identity.keys.values() if key.tenant == tenant]
-        return made + sum(key.expires_at is None or key.expires_at.timestamp() > now_s for key in written)
+
+def _num_keys(kept: Kept, written: Keys, tenant: str, now_s: float) -> int:
+    made = sum(record.tenant == tenant and record.holds(now_s) for record in kept.keys.values())
+    found = [key for key in written.values() if key.tenant == tenant]
+    return made + sum(key.expires_at is None or key.expires_at.timestamp() > now_s for key in found)
 
 
 def _kind(settings: TenantSettings) -> str:

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +243,28 @@ class _logged(contextlib.AbstractContextManager[None]):  # noqa: N801  reads as 
             _log.error("%s; going on with what was known before", error)
         self._refused.add(self._what)
         return True
+
+
+def written_keys(settings: IdentitySettings) -> dict[str, KeySettings]:
+    """The keys of the configuration and of `keys_file`, as it is now. Raises IdentityError."""
+    name = settings.keys_file
+    in_file = parse_keys(_read_text(name, "identity.keys_file"), name) if name is not None else {}
+    return {**in_file, **settings.keys}
+
+
+def file_problems(settings: IdentitySettings) -> Iterator[str]:
+    """What a router that starts with them would say of the files that are named."""
+    try:
+        written_keys(settings)
+    except IdentityError as error:
+        yield str(error)
+    try:
+        if settings.salt_secret_file is not None:
+            _read_secret(settings.salt_secret_file)
+        if settings.jwt is not None and settings.jwt.jwks_file is not None:
+            _read_text(settings.jwt.jwks_file, "identity.jwt.jwks_file")
+    except IdentityError as error:
+        yield str(error)
 
 
 def _read_text(name: str, setting: str) -> str:

@@ -3,18 +3,22 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 from typer.testing import CliRunner
 
+from controlplane.chart_values import Values
 from controlplane.cli import app
 from controlplane.config import Config, load_config
+from tests.documents import Document
 from tests.helm.chart import (
     ALL,
     CHART,
     NAME,
+    ROOT,
     HelmError,
     Manifest,
     helm,
@@ -23,6 +27,12 @@ from tests.helm.chart import (
     values_arguments,
 )
 from tests.helm.schemas import KUBERNETES_VERSIONS, problem
+
+SECRETS = "/run/secrets/headrace"
+OPENED = {
+    "config": {"admin": {"host": "0.0.0.0", "tokens_file": f"{SECRETS}/operators/tokens.yaml"}},
+    "secrets": {"operators": {"secret": "headrace-operators"}},
+}
 
 
 @pytest.mark.parametrize("which", ALL)
@@ -124,7 +134,7 @@ def test_every_value_can_be_set() -> None:
     (backend,) = rendered.of("HTTPRoute")[""]["spec"]["rules"][0]["backendRefs"]
     assert backend == {"name": NAME, "port": 8000}
     test_pod = rendered.of("Pod")["test"]["spec"]["containers"][0]
-    assert {item["name"] for item in test_pod["env"]} == {"URL", "API_KEY"}
+    assert {item["name"] for item in test_pod["env"]} == {"URL", "API_KEY_FILE"}
 
 
 def test_monitoring_wraps_what_is_there(tmp_path: Path) -> None:
@@ -185,9 +195,77 @@ def test_defaults_in_templates_are_those_of_the_config() -> None:
         ({"autoscaling": {"decode": {"max": 3}}}, "autoscaling.decode has to have either metrics"),
         ({"autoscaling": {"mixed": {"max": 3, "triggers": [{"type": "cpu"}]}}}, "config.pools.mixed is 0"),
         ({"mode": "kuberay", "autoscaling": {"decode": {"max": 3}}}, "works with mode: plain only"),
+        ({"config": {"admin": {"host": "0.0.0.0"}}}, "config.admin.tokens_file has to say who may"),
+        ({"mode": "kuberay", **OPENED}, "with mode: kuberay it stays on loopback"),
+        ({"adminIngress": {"host": "a.example"}}, "config.admin.host has to be 0.0.0.0"),
+        ({**OPENED, "adminIngress": {"host": "a.example"}}, "adminIngress.tlsSecret has to be"),
+        (
+            {**OPENED, "adminIngress": {"host": "a.example", "tlsSecret": "t"}},
+            "networkPolicy.admins has to let the ingress controller's pods in",
+        ),
+        ({"config": {"identity": {"keys_file": "/run/secrets/keys.yaml"}}}, "keys.yaml, which no pod has"),
+        (
+            {"config": {"identity": {"keys_file": f"{SECRETS}/keys/keys.yaml"}}},
+            "secrets.keys has to name the Secret: {secret: ..., in: [router, control-plane]}",
+        ),
+        (
+            {**OPENED, "secrets": {"operators": {"secret": "s", "in": ["router"]}}},
+            "secrets.operators.in has to have control-plane",
+        ),
+        (
+            {
+                "config": {"engine": {"tls": {"ca_file": f"{SECRETS}/engines/ca.crt"}}},
+                "secrets": {"engines": {"secret": "s", "in": ["router", "control-plane"]}},
+            },
+            "secrets.engines.in has to have worker",
+        ),
     ],
 )
 def test_mistakes_that_no_schema_sees_are_told(values: Manifest, said: str) -> None:
     with pytest.raises(HelmError) as raised:
         render_values(values)
     assert said in str(raised.value)
+
+
+def test_values_in_the_documentation_render() -> None:
+    deploy = Document(ROOT / "docs" / "deploy.md")
+    own = set(Values.model_json_schema()["properties"]) - set(Config.model_fields)
+    blocks = [values for text in deploy.blocks("yaml") if own & set(values := yaml.safe_load(text))]
+    assert len(blocks) >= 2
+    for values in blocks:
+        rendered = render_values(values)
+        assert [found for manifest in rendered.manifests if (found := problem(manifest, "1.37"))] == []
+
+
+def _files_in(model: type[BaseModel], before: str = "") -> list[str]:
+    """Settings that name a file which pods read: keys, certificates, passwords."""
+    found: list[str] = []
+    for name, field in model.model_fields.items():
+        nested = [item for item in (field.annotation, *get_args(field.annotation)) if isinstance(item, type)]
+        sections = [item for item in nested if issubclass(item, BaseModel)]
+        found += [path for section in sections for path in _files_in(section, f"{before}{name}.")]
+        if name.endswith("_file") or (before == "redis." and name.endswith("_path")):
+            found.append(before + name)
+    return found
+
+
+def _tree(path: str, value: str) -> dict[str, Any]:
+    """The section with this one, and what else it cannot be without."""
+    *sections, leaf = path.split(".")
+    tree: dict[str, Any] = {leaf: value}
+    if sections[-1] == "tls" and sections[0] != "engine":
+        tree = {"cert_file": "/usr/c", "key_file": "/usr/k", **tree}
+    if sections[-1] == "jwt":
+        tree |= {"issuer": "i", "audience": "a"}
+    for section in reversed(sections):
+        tree = {section: tree}
+    return tree
+
+
+@pytest.mark.parametrize("setting", _files_in(Config))
+def test_no_file_is_named_that_pods_do_not_have(setting: str) -> None:
+    """The chart knows every such setting there is."""
+    with pytest.raises(HelmError, match=f"config.{setting} is /run/secrets/headrace/nowhere/it, so secrets.nowhere"):
+        render_values({"config": _tree(setting, f"{SECRETS}/nowhere/it")})
+    mounted = {"nowhere": {"secret": "s", "in": ["router", "worker", "control-plane"]}}
+    assert render_values({"config": _tree(setting, f"{SECRETS}/nowhere/it"), "secrets": mounted}).manifests

@@ -50,7 +50,7 @@ def test_probes() -> None:
 
 
 def test_clients_that_must_show_certificates_leave_tcp_probes() -> None:
-    tls = {"cert_file": "/t/tls.crt", "key_file": "/t/tls.key", "client_ca_file": "/t/ca.crt"}
+    tls = {"cert_file": "/usr/tls.crt", "key_file": "/usr/tls.key", "client_ca_file": "/usr/ca.crt"}
     router = render_values({"config": {"router": {"http": {"tls": tls}}}}).pods()["router"]["spec"]["containers"][0]
     assert router["readinessProbe"]["tcpSocket"] == {"port": "http"}
     https = render("external-redis").pods()["router"]["spec"]["containers"][0]

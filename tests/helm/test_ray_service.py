@@ -58,6 +58,7 @@ def test_sizes_and_resources_meet(read: dict[str, Any]) -> None:
     """Each replica asks for the one unit of its kind's resource that a pod of its group offers."""
     (ray,) = render("kuberay").of("RayService").values()
     groups = {group["groupName"]: group for group in ray["spec"]["rayClusterConfig"]["workerGroupSpecs"]}
+    head = ray["spec"]["rayClusterConfig"]["headGroupSpec"]["rayStartParams"]
     assert {name: group["replicas"] for name, group in groups.items()} == {"router": 2, "prefill": 2, "decode": 2}
     offered = {name: json.loads(json.loads(group["rayStartParams"]["resources"])) for name, group in groups.items()}
     assert offered == {name: {f"headrace_{name}": 1} for name in groups}
@@ -68,6 +69,8 @@ def test_sizes_and_resources_meet(read: dict[str, Any]) -> None:
         replicas, options = built[deployment]
         assert replicas == groups[group]["replicas"] == read["overridden"][deployment]
         assert options["resources"] == offered[group]
+    (place,) = json.loads(json.loads(head["resources"]))
+    assert place in built["ControlPlane"][1]["resources"]  # where its files are
     gpus = groups["decode"]["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
     assert built["DecodeWorker"][1]["num_gpus"] == gpus == 1
 

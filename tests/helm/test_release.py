@@ -88,6 +88,18 @@ def test_upgrade_test_and_roll_back(cluster: Cluster) -> None:
     assert [entry["status"] for entry in history] == ["superseded", "superseded", "deployed"]
 
 
+def test_from_the_trial_to_tenants_as_written(cluster: Cluster) -> None:
+    cluster.install("trial")
+    upgrade = ("upgrade", RELEASE, str(CHART), *values_arguments("tenants"), *_WAIT)
+    with pytest.raises(HelmError, match=f"kubectl -n llm delete statefulset {NAME}-redis"):
+        cluster.helm(*upgrade)
+    del cluster.api.store.objects[Key("apps/v1", "statefulsets", "llm", f"{NAME}-redis")]
+    said = cluster.helm(*upgrade)
+    assert "keys create TENANT --token-file /dev/stdin < operator.token" in said
+    assert f"{NAME}-redis" in cluster.api.store.kinds("llm")["StatefulSet"]
+    cluster.helm(*upgrade)  # nothing is new
+
+
 def test_an_engine_that_does_not_come_up_fails_the_upgrade(cluster: Cluster) -> None:
     cluster.install("trial")
     cluster.api.store.broken.add("decode")

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from tests.helm.chart import ALL, Manifest, render, render_values
+from tests.helm.schemas import problem
 
 PROFILE = {
     "runAsNonRoot": True,
@@ -48,9 +49,8 @@ def test_what_is_written_to_is_a_volume(which: str) -> None:
     state = rendered.config().state_dir
     for name, pod in rendered.pods().items():
         for container in pod["spec"]["containers"]:
-            if "volumeMounts" not in container:
-                assert name == "test"
-                continue
+            if name == "test":
+                continue  # it writes nothing
             mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
             volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
             assert {mount["name"] for mount in mounts.values()} <= set(volumes) | {"data"}
@@ -152,12 +152,26 @@ def test_who_reaches_whom(which: str) -> None:
 def test_admin_is_opened_on_purpose_only() -> None:
     assert "admin" not in render("defaults").of("Service")
     admins = [{"podSelector": {"matchLabels": {"app": "portal"}}}]
-    opened = {"config": {"admin": {"host": "0.0.0.0", "port": 8002}}}
+    tokens = "/run/secrets/headrace/operators/tokens.yaml"
+    opened: dict[str, Any] = {
+        "config": {"admin": {"host": "0.0.0.0", "port": 8002, "tokens_file": tokens}},
+        "secrets": {"operators": {"secret": "headrace-operators"}},
+    }
     rendered = render_values({**opened, "networkPolicy": {"admins": admins}})
     assert rendered.of("Service")["admin"]["spec"]["ports"][0]["port"] == 8002
     labels = rendered.pods()["control-plane"]["metadata"]["labels"]
     policies = rendered.of("NetworkPolicy")
     assert _reaches(policies, labels, "admin", {"labels": {"app": "portal"}})
     assert not _reaches(policies, labels, "admin", {"labels": {"app": "stranger"}})
+    assert not rendered.of("Ingress")
     closed = render_values(opened).of("NetworkPolicy")
     assert not _reaches(closed, labels, "admin", {"labels": {"app": "portal"}})
+    page = {"host": "headrace.example", "tlsSecret": "page-tls"}
+    with_page = render_values({**opened, "networkPolicy": {"admins": admins}, "adminIngress": page})
+    spec = with_page.of("Ingress")["admin"]["spec"]
+    (path,) = spec["rules"][0]["http"]["paths"]
+    assert spec["tls"] == [{"hosts": ["headrace.example"], "secretName": "page-tls"}]
+    service = with_page.of("Service")["admin"]
+    assert path["backend"]["service"] == {"name": service["metadata"]["name"], "port": {"name": "admin"}}
+    assert service["spec"]["ports"][0]["name"] == "admin"
+    assert [found for manifest in with_page.manifests if (found := problem(manifest, "1.37"))] == []

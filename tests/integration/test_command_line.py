@@ -87,6 +87,21 @@ def test_up_refuses_a_missing_model_folder(tmp_path: Path) -> None:
     assert "config.json" in result.stderr
 
 
+def test_up_refuses_files_that_cannot_be_used(tmp_path: Path) -> None:
+    free = "router: {http: {port: 0}, grpc: {port: 0}}\n"
+    files = {
+        "identity": "{keys_file: /nowhere/keys.yaml, salt_secret_file: /nowhere/salt}",
+        "admin": "{port: 0, tokens_file: /nowhere/tokens.yaml}",
+        "engine": "{tls: {ca_file: /nowhere/ca.crt}}",
+    }
+    text = free + "\n".join(f"{section}: {tree}" for section, tree in files.items())
+    result = headrace("up", "--config", write(tmp_path / "headrace.yaml", text))
+    assert result.returncode == 1
+    for setting in ("identity.keys_file", "identity.salt_secret_file", "admin.tokens_file", "engine.tls.ca_file"):
+        assert setting in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_up_says_that_redis_is_unreachable(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()

@@ -406,6 +406,10 @@ def test_a_browser_trades_its_token_for_a_cookie(tmp_path: Path) -> None:
                 assert "HttpOnly" in cookie
                 assert "SameSite=Strict" in cookie
                 assert OPERATOR not in cookie
+                assert "Secure" not in cookie
+            login: dict[str, Any] = {"json": {"token": OPERATOR}, "headers": {"x-forwarded-proto": "https"}}
+            async with aiohttp.ClientSession() as other, other.post(f"{world.admin}/session", **login) as response:
+                assert response.headers["Set-Cookie"].endswith("; Secure")
             async with browser.get(f"{world.admin}/fleet") as response:
                 assert response.status == 200
             drain = f"{world.admin}/workers/m1/drain"
@@ -417,7 +421,7 @@ def test_a_browser_trades_its_token_for_a_cookie(tmp_path: Path) -> None:
                 assert response.status == 200
             async with browser.get(f"{world.admin}/fleet") as response:
                 assert response.status == 401
-        assert [line["who"] for line in world.audit if line["action"] == "POST /session"] == [None, "olga"]
+        assert [line["who"] for line in world.audit if line["action"] == "POST /session"] == [None, "olga", "olga"]
 
     run(tmp_path, test)
 

@@ -1,6 +1,7 @@
 """What a real router shows is what rules and dashboards read; a real Prometheus scrapes it, and an alert fires."""
 
 import asyncio
+import fnmatch
 import itertools
 import re
 from collections.abc import Awaitable, Callable
@@ -11,6 +12,7 @@ import aiohttp
 import pytest
 
 from controlplane.expert_metrics import ExpertMetrics
+from tests.documents import documents
 from tests.fleet import MODEL, Fleet, fleet
 from tests.prometheus import RULES, dashboard_queries, installed, rules, running_prometheus, selectors, shown_series
 from workers.fake import Plan
@@ -57,7 +59,7 @@ async def eventful(made: Fleet) -> None:
     assert await stream(made, PROMPT, {"x-headrace-ttft-s": "0.000001"}) == 429
 
 
-def test_rules_and_dashboards_name_only_what_is_shown(tmp_path: Path) -> None:
+def test_rules_dashboards_and_documents_name_only_what_is_shown(tmp_path: Path) -> None:
     async def test(made: Fleet) -> None:
         await eventful(made)
         shown = shown_series([await made.metrics(), ExpertMetrics(lambda: ()).exposition().decode()])
@@ -69,6 +71,11 @@ def test_rules_and_dashboards_name_only_what_is_shown(tmp_path: Path) -> None:
                 assert selector.name in shown, f"{where}: nothing is named {selector.name}"
                 asked = {matcher.name for matcher in selector.matchers.matchers} - ADDED_BY_THE_SCRAPE
                 assert asked <= shown[selector.name] or not shown[selector.name], f"{where}: labels of {selector.name}"
+
+        names = {re.sub("_(bucket|sum|count|created)$", "", name) for name in shown} | set(shown)
+        for page in documents():
+            unknown = [name for name in page.metrics() if not fnmatch.filter(names, name)]
+            assert unknown == [], page
 
     run(tmp_path, test, SLO)
 

@@ -163,10 +163,15 @@ def test_predicted_and_reported_cached_tokens_agree(traffic: Traffic, kind: str)
     assert abs(cached - predicted) <= BLOCK_SIZE_TOKENS, seen
 
 
+def _kill_router(stack: Stack) -> None:
+    """By the youngest log; not by the highest pid, as pids begin again."""
+    newest = max(stack.log_dir.glob("router-*.log"), key=lambda path: path.stat().st_ctime)
+    os.kill(int(newest.stem.split("-")[1]), signal.SIGKILL)
+
+
 def test_a_killed_router_is_back_with_the_whole_index(traffic: Traffic) -> None:
     before = traffic.hit_rate()
-    pid = max(int(path.stem.split("-")[1]) for path in traffic.stack.log_dir.glob("router-*.log"))
-    os.kill(pid, signal.SIGKILL)
+    _kill_router(traffic.stack)
     seconds = traffic.seconds_until(before)
     print(f"\nrouter killed: hit rate {before:.2f} is back after {seconds:.1f} s")
 
@@ -180,8 +185,7 @@ def test_redis_killed_and_wiped_is_filled_again(traffic: Traffic, redis_server: 
     wait_until(lambda: _snapshots(redis_server) >= 2, "both workers have written what they hold again")
     print(f"\nRedis killed and wiped: refilled {time.monotonic() - began_s:.1f} s after its start")
     wait_until(lambda: len(traffic.stack.workers()) == 2, "both leases are back")
-    pid = max(int(path.stem.split("-")[1]) for path in traffic.stack.log_dir.glob("router-*.log"))
-    os.kill(pid, signal.SIGKILL)
+    _kill_router(traffic.stack)
     seconds = traffic.seconds_until(before)
     print(f"router killed after the wipe: hit rate {before:.2f} is back after {seconds:.1f} s")
 

@@ -17,26 +17,11 @@ from typer.testing import CliRunner
 
 from controlplane.cli import app
 from controlplane.embedded_redis import embedded_redis
+from tests.fake_vllm import write_fake_vllm
 from tests.stack import HEADRACE
 from workers.ports import free_ports
 
 _ROOT = Path(__file__).parents[2]
-# Stands where the supervisor looks for vLLM's server, and takes of its arguments what the fake engine has too.
-_API_SERVER = """
-import argparse, json
-from workers.fake.engine import main
-
-parser = argparse.ArgumentParser(allow_abbrev=False)
-for name in ("--host", "--port", "--served-model-name", "--block-size", "--kv-events-config"):
-    parser.add_argument(name)
-args, _ = parser.parse_known_args()
-events = json.loads(args.kv_events_config)
-main([
-    "--host", args.host, "--port", args.port, "--model", args.served_model_name, "--block-size", args.block_size,
-    "--kv-events-endpoint", events["endpoint"], "--kv-replay-endpoint", events["replay_endpoint"],
-    "--plan", __file__ + ".plan.json",
-])
-"""
 
 
 class Processes:
@@ -101,13 +86,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 @asynccontextmanager
 async def _processes(folder: Path, plan: dict[str, Any]) -> AsyncIterator[Processes]:
-    package = folder / "engine" / "vllm" / "entrypoints" / "openai"
-    package.mkdir(parents=True)
-    for parent in (package, *package.parents[:2]):
-        (parent / "__init__.py").touch()  # or the real package would come first
-    server = package / "api_server.py"
-    server.write_text(_API_SERVER)
-    Path(f"{server}.plan.json").write_text(json.dumps(plan))
+    engine_path = write_fake_vllm(folder, plan)
     model = folder / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
@@ -117,7 +96,7 @@ async def _processes(folder: Path, plan: dict[str, Any]) -> AsyncIterator[Proces
         config = {
             "model": {"path": str(model), "name": "fake"},
             "redis": {"url": redis_url, "lease_s": 3, "heartbeat_s": 0.2},
-            "engine": {"http_port": engine, "env": {"PYTHONPATH": f"{folder / 'engine'}:{_ROOT}"}},
+            "engine": {"http_port": engine, "env": {"PYTHONPATH": engine_path}},
             "router": {"http": {"port": http}, "grpc": {"port": grpc}, "hand_off": "always"},
             "slo": {"enabled": False},
             "admin": {"port": admin},
@@ -220,6 +199,7 @@ _FOLDER = {"redis": {"url": "redis://127.0.0.1:1"}, "model": {"path": "MODEL"}}
         (["worker", "--role", "decode", "--id", "a/b"], {}, 2, "letters, digits"),
         (["worker", "--role", "decode"], {**_FOLDER, "engine": {"host": "node"}}, 2, "--set engine.host=ADDRESS"),
         (["control-plane"], {"redis": {"url": "redis://127.0.0.1:1"}}, 1, "127.0.0.1:1"),
+        (["router"], {**_FOLDER, "identity": {"keys_file": "/nowhere/keys.yaml"}}, 1, "identity.keys_file: /nowhere/"),
     ],
 )
 def test_what_cannot_run_says_why(

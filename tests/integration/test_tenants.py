@@ -339,9 +339,14 @@ def test_a_mounted_secret_and_a_provider_are_read_again_when_they_change(tmp_pat
         await status(FILED, 401)
         keys.write_text(yaml.safe_dump({digest_of(FILED): {"tenant": "filed"}}))
         await status(FILED, 200)
+        (listed,) = (key for key in (await world.ask("GET", "/keys"))[1] if key["tenant"] == "filed")
+        assert (listed["source"], listed["state"]) == ("config", "active")
+        assert (await world.ask("DELETE", f"/keys/{listed['id']}"))[1]["error"]["code"] == "key_in_file"
+        assert {view["name"]: view["num_keys"] for view in (await world.ask("GET", "/tenants"))[1]}["filed"] == 1
         keys.write_text("not: [valid")
         await asyncio.sleep(0.3)
         await status(FILED, 200)
+        assert (await world.ask("GET", "/keys"))[0] == 503
         keys.write_text("{}")
         await status(FILED, 401)
         await status(token("one"), 200)

@@ -2,20 +2,27 @@
 
 import json
 import os
+import pathlib
 import ssl
+import sys
+import urllib.error
 import urllib.request
 
 context = ssl._create_unverified_context()  # our own router, by the name of its Service
 headers = {"content-type": "application/json"}
-if "API_KEY" in os.environ:
-    headers["authorization"] = "Bearer " + os.environ["API_KEY"].strip()
+if "API_KEY_FILE" in os.environ:
+    headers["authorization"] = "Bearer " + pathlib.Path(os.environ["API_KEY_FILE"]).read_text().strip()
 
 
 def ask(path, body=None):
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(os.environ["URL"] + path, data, headers)
-    with urllib.request.urlopen(request, timeout=120, context=context) as response:
-        return json.load(response)
+    try:
+        with urllib.request.urlopen(request, timeout=120, context=context) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        hint = "; a key for this test: test.apiKeySecret" if error.code == 401 else ""
+        sys.exit(f"{path} answers {error.code}: {error.read().decode(errors='replace')}{hint}")
 
 
 print("ready:", ask("/readyz")["models"])

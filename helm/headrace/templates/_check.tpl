@@ -21,6 +21,8 @@
 {{- if and .Values.autoscaling (not (eq .Values.mode "plain")) -}}
   {{- fail "autoscaling is given: that works with mode: plain only; Serve keeps the sizes in config" -}}
 {{- end -}}
+{{- include "headrace.checkFiles" . -}}
+{{- include "headrace.checkAdmin" . -}}
 {{- range $kind, $scale := .Values.autoscaling -}}
   {{- if $scale -}}
     {{- if eq (empty $scale.metrics) (empty $scale.triggers) -}}
@@ -29,6 +31,29 @@
     {{- if and (ne $kind "router") (lt (include "headrace.poolSize" (dict "root" $ "role" $kind) | int) 1) -}}
       {{- fail (printf "autoscaling.%s is given, but config.pools.%s is 0" $kind $kind) -}}
     {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The admin API is open on purpose, with tokens and TLS, or not at all. */}}
+{{- define "headrace.checkAdmin" -}}
+{{- $isOpen := include "headrace.adminIsOpen" . -}}
+{{- $admin := .Values.config.admin | default dict -}}
+{{- if and $isOpen (not $admin.tokens_file) -}}
+  {{- fail (printf "config.admin.host is %s, which others can reach, so config.admin.tokens_file has to say who may" $admin.host) -}}
+{{- end -}}
+{{- if and (or $isOpen $admin.tls) (eq .Values.mode "kuberay") -}}
+  {{- fail "config.admin: with mode: kuberay it stays on loopback, without tls: KubeRay asks Serve there; use kubectl port-forward" -}}
+{{- end -}}
+{{- if .Values.adminIngress.host -}}
+  {{- if not $isOpen -}}
+    {{- fail "adminIngress.host is given, so config.admin.host has to be 0.0.0.0" -}}
+  {{- end -}}
+  {{- if not .Values.adminIngress.tlsSecret -}}
+    {{- fail "adminIngress.host is given, so adminIngress.tlsSecret has to be, too: tokens go by it" -}}
+  {{- end -}}
+  {{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.admins) -}}
+    {{- fail "adminIngress.host is given, so networkPolicy.admins has to let the ingress controller's pods in" -}}
   {{- end -}}
 {{- end -}}
 {{- end -}}

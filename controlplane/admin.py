@@ -19,7 +19,7 @@ from controlplane.admin_routes.keys import KeyRoutes
 from controlplane.admin_routes.openapi import describe
 from controlplane.admin_routes.pools import Pools
 from controlplane.admin_routes.route import Answer, Call, RefusedError, Route, RouteTable, json_answer
-from controlplane.admin_routes.tenants import TenantRoutes
+from controlplane.admin_routes.tenants import TenantRoutes, UsageReader
 from controlplane.config import Config
 from controlplane.decision_list import DecisionList
 from controlplane.expert_metrics import ExpertMetrics
@@ -126,7 +126,7 @@ class AdminApi:
     def _routes(self, resizable: Pools | None) -> Sequence[Route]:
         """The whole API. A new subject is a module of `admin_routes` and a line here."""
         config = self._config
-        metrics = ExpertMetrics(self._placer.status)
+        metrics, refused = ExpertMetrics(self._placer.status), self._watch.refused_tenants
 
         async def alive(_: Call) -> Answer:
             return json_answer({"status": "ok"})
@@ -150,7 +150,7 @@ class AdminApi:
             *decisions.event_routes(self._watch),
             *IntentRoutes(self._intents, self._wishes, self._reader, config.slo).routes(),
             *KeyRoutes(self._keys, config.identity, config.slo).routes(),
-            *TenantRoutes(self._keys, self._usage, config.identity, config.slo).routes(),
+            *TenantRoutes(self._keys, config.identity, config.slo, UsageReader(self._usage), refused).routes(),
             *pools.routes(config.pools, resizable),
             *experts.routes(self._placer, config.experts.mode),
         )

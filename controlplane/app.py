@@ -27,7 +27,6 @@ from kvstore.usage_store import open_usage
 from router.admin_tokens import AdminTokens, AdminTokensError
 from router.build import build_core, core_recipe
 from router.class_counts import ClassCounts
-from router.class_gate import CODE as CLASS_PAUSED
 from router.class_gate import ClassGate
 from router.class_tokens import ClassTokens
 from router.dispatch import Dispatcher
@@ -112,11 +111,19 @@ async def _route(
     prompts = PromptIndex(tokenizer, index, config.index.block_size_tokens)
     gate, salts = ClassGate(), CacheSalts()
     door = Doorkeeper(config.identity, time.time, trusts_tenant_header=config.slo.trust_tenant_header)
-    ledger = await _follow_identity(plan, stack, door, salts)
+    ledger, identity = await _follow_identity(plan, stack, door, salts)
     service = await _follow(plan, stack, prompts, gate, ledger)
-    digest_key = secrets.token_bytes(16)
+    service.metrics.watch_identity(door, ledger, lambda: identity.sources)
     desk = FrontDesk(
-        settings, config.slo, prompts, digest_key=digest_key, gate=gate, door=door, salts=salts, ledger=ledger
+        settings,
+        config.slo,
+        prompts,
+        digest_key=secrets.token_bytes(16),
+        gate=gate,
+        door=door,
+        salts=salts,
+        ledger=ledger,
+        refused=service.metrics.refuse,
     )
     http = HttpListener(service, desk, settings, tracing, _admin_tokens(config))
     grpc = GrpcServer(service, desk, settings, tracing)
@@ -144,7 +151,9 @@ def _spare_the_collector(stack: AsyncExitStack) -> None:
     gc.set_threshold(*_GC_THRESHOLDS)
 
 
-async def _follow_identity(plan: RouterPlan, stack: AsyncExitStack, door: Doorkeeper, salts: CacheSalts) -> UsageLedger:
+async def _follow_identity(
+    plan: RouterPlan, stack: AsyncExitStack, door: Doorkeeper, salts: CacheSalts
+) -> tuple[UsageLedger, IdentityFollower]:
     """What tenants use, and the tasks that follow keys, tenants and their use through Redis."""
     config, namespace = plan.config, plan.config.redis.namespace
     keys = await stack.enter_async_context(open_keys(plan.redis_url, namespace, config.redis))
@@ -169,7 +178,7 @@ async def _follow_identity(plan: RouterPlan, stack: AsyncExitStack, door: Doorke
         await exchange.exchange()
     stack.push_async_callback(_end_softly, asyncio.create_task(exchange.run()), exchange.stop)
     stack.push_async_callback(_end, asyncio.create_task(follower.run()), follower.stop)
-    return ledger
+    return ledger, follower
 
 
 async def _follow(
@@ -222,7 +231,6 @@ async def _follow(
     follower = LeaseFollower(leases, config.redis, on_membership)
     blocks = IndexFollower(kv_log, prompts.index, config.index, config.redis.lease_s, service.on_slots_changed)
     service.metrics.watch_index(blocks)
-    service.metrics.watch_door(CLASS_PAUSED, lambda: gate.turned_away)
     exchange = ReplicaExchange(
         board,
         replica_id,

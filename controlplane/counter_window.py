@@ -6,6 +6,8 @@ Invariants
     appears later has counted since it started.
  3. A counter that fell has started again from 0.
  4. At most `window_s / step_s + 2` looks are kept, and `max_sources` sources remembered.
+ 5. At most `max_keys` totals are kept: those that have risen last. One that was given up and rises again may be missed
+    until the window is over.
 """
 
 from bisect import bisect_right
@@ -19,12 +21,13 @@ Counters = Mapping[Key, float]
 class CounterWindow:
     """Feed it with `observe`; ask it with `increase`. `now_s` never falls."""
 
-    def __init__(self, window_s: float, step_s: float = 1.0, max_sources: int = 4096) -> None:
+    def __init__(self, window_s: float, step_s: float = 1.0, *, max_sources: int = 4096, max_keys: int = 4096) -> None:
         self._window_s = window_s
         self._step_s = step_s
         self._max_sources = max_sources
+        self._max_keys = max_keys
         self._last: dict[str, Counters] = {}  # by source, the longest unseen first
-        self._totals: dict[Key, float] = {}
+        self._totals: dict[Key, float] = {}  # the longest without a rise first
         self._looks: deque[tuple[float, dict[Key, float]]] = deque()
 
     @property
@@ -40,9 +43,12 @@ class CounterWindow:
             self._last[name] = counters
             for key, value in counters.items():
                 was = before.get(key, 0.0)
-                self._totals[key] = self._totals.get(key, 0.0) + (value - was if value >= was else value)
+                if rise := value - was if value >= was else value:
+                    self._totals[key] = self._totals.pop(key, 0.0) + rise
         while len(self._last) > self._max_sources:
             del self._last[next(iter(self._last))]
+        while len(self._totals) > self._max_keys:
+            del self._totals[next(iter(self._totals))]
         if len(self._looks) > 1 and now_s - self._looks[-2][0] < self._step_s:
             self._looks.pop()  # the newest stands for its step
         self._looks.append((now_s, dict(self._totals)))

@@ -1,7 +1,7 @@
 """The fleet as operators see it: what `/fleet` serves, and what `headrace status` and `top` print."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kvstore.board import Board
 from kvstore.intents import Intents
@@ -68,6 +68,7 @@ class RouterStatus:
     id: str
     in_flight: int
     waiting: int
+    waiting_by_class: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,9 @@ async def read_fleet(
         rows.append(_row(worker_id, state, intents, standings, remaining_s.get(worker_id, 0.0), lease_s))
     return FleetStatus(
         workers=tuple(sorted(rows, key=lambda row: (row.role, row.id))),
-        routers=tuple(RouterStatus(name, one.in_flight, one.waiting) for name, one in standings.items()),
+        routers=tuple(
+            RouterStatus(name, one.in_flight, one.waiting, one.waiting_by_class) for name, one in standings.items()
+        ),
         paused=_paused(intents, standings),
         absent_drains=tuple(sorted(set(intents.drained) - {row.id for row in rows})),
     )

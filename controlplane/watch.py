@@ -15,13 +15,24 @@ import msgspec
 from controlplane.counter_window import Counters, CounterWindow
 from controlplane.decision_list import Brief, DecisionList
 from controlplane.fleet_status import FleetReader, read_fleet
-from controlplane.slo_report import SloReport, engine_counters, make_report, router_counters
+from controlplane.gauge_window import GaugeWindow
+from controlplane.slo_report import (
+    SloReport,
+    engine_counters,
+    make_report,
+    refused_tenants,
+    router_counters,
+    tenant_counters,
+    waiting_by_class,
+)
 from kvstore.errors import RedisUnavailableError
 from kvstore.intents import Intents
 
 _log = logging.getLogger(__name__)
 INTERVAL_S = 1.0
 MAX_WINDOW_S = 3600.0
+TENANTS_WINDOW_S = 600.0
+_TENANTS_STEP_S = 10.0  # there may be many of them
 _EVENTS_WINDOW_S = 60.0
 _MOST_DECISIONS = 50  # told of one look
 _REMEMBERED = 4 * _MOST_DECISIONS
@@ -35,6 +46,8 @@ class Watch:
         self._decisions = decisions
         self._intents = intents
         self._window = CounterWindow(MAX_WINDOW_S, INTERVAL_S)
+        self._queues = GaugeWindow(MAX_WINDOW_S, INTERVAL_S)
+        self._tenants = CounterWindow(TENANTS_WINDOW_S, _TENANTS_STEP_S, max_keys=1024)
         self._told: dict[str, None] = {}  # decisions, the oldest first
         self._num_watching = 0
         self._looked = asyncio.Event()
@@ -50,9 +63,13 @@ class Watch:
         """The window that ended `ago_s` before the last look that worked; its `at_s` says when that was."""
         newest_s = self._window.newest_s
         if newest_s is None:
-            return make_report(self._window, window_s, time.time())
+            return make_report(self._window, self._queues, window_s, time.time())
         at_s = time.time() - (time.monotonic() - newest_s) - ago_s
-        return make_report(self._window, window_s, at_s, newest_s - ago_s if ago_s else None)
+        return make_report(self._window, self._queues, window_s, at_s, newest_s - ago_s if ago_s else None)
+
+    def refused_tenants(self) -> dict[str, dict[str, int]]:
+        """Requests of the last ten minutes that were refused before they were decided on, by tenant and reason."""
+        return refused_tenants(self._tenants.increase(TENANTS_WINDOW_S)[1])
 
     async def run(self) -> None:
         """Look every second until `stop`."""
@@ -92,7 +109,10 @@ class Watch:
             fleet = await read_fleet(self._reader.leases, self._intents(), standings, self._reader.lease_s)
             sources: dict[str, Counters] = {name: router_counters(standing) for name, standing in standings.items()}
             sources |= {f"{worker.id}@{worker.epoch}": engine_counters(worker) for worker in fleet.workers}
-            self._window.observe(time.monotonic(), sources)
+            now_s = time.monotonic()
+            self._window.observe(now_s, sources)
+            self._queues.observe(now_s, waiting_by_class(standings.values()))
+            self._tenants.observe(now_s, {name: tenant_counters(standing) for name, standing in standings.items()})
             if not self._num_watching:
                 return ()
             return (

@@ -107,22 +107,6 @@ SLOS = (
         "s",
         (("{{service_class}}", quantile(0.9, "headrace_queue_seconds", "service_class")),),
     ),
-    Panel(
-        "Attainment by tenant",
-        "percentunit",
-        (
-            (
-                "{{tenant}}",
-                share("headrace_tenant_requests_total", "tenant", 'outcome="met"', 'outcome=~"met|missed"'),
-            ),
-        ),
-        "Those who ask most; everybody else is `other`.",
-    ),
-    Panel(
-        "Requests by tenant",
-        "reqps",
-        (("{{tenant}} {{outcome}}", rate("headrace_tenant_requests_total", "tenant, outcome")),),
-    ),
     Panel("Whole answers", "s", quantiles("headrace_e2e_seconds")),
 )
 FLEET = (
@@ -293,8 +277,69 @@ EXPERTS = (
         "0 %: its experts are taken to be those of all traffic.",
     ),
 )
+TENANTS = (
+    Panel(
+        "Budget used",
+        "percentunit",
+        (
+            (
+                "{{tenant}}",
+                f"1 - min by (tenant) ({series('headrace_tenant_budget_left_tokens')}"
+                f" / {series('headrace_tenant_budget_tokens')})",
+            ),
+        ),
+        "Of the period; requests in flight count. Those with the least left.",
+    ),
+    Panel(
+        "Tokens charged",
+        "short",
+        (("{{tenant}}", rate("headrace_tenant_tokens_total", "tenant", 'kind=~"prompt|output"')),),
+        "A second, prompt and output: what budgets count.",
+    ),
+    Panel(
+        "Cached, of the prompts' tokens",
+        "percentunit",
+        (("{{tenant}}", share("headrace_tenant_tokens_total", "tenant", 'kind="cached"', 'kind="prompt"')),),
+    ),
+    Panel(
+        "Requests by tenant",
+        "reqps",
+        (("{{tenant}} {{outcome}}", rate("headrace_tenant_requests_total", "tenant, outcome")),),
+        "Those who ask most; everybody else is `other`.",
+    ),
+    Panel(
+        "Refused at the door",
+        "reqps",
+        (("{{tenant}} {{reason}}", rate("headrace_tenant_refused_total", "tenant, reason")),),
+        "Over a limit or a budget, a model or class that is not open, a paused class.",
+    ),
+    Panel(
+        "Attainment by tenant",
+        "percentunit",
+        (
+            (
+                "{{tenant}}",
+                share("headrace_tenant_requests_total", "tenant", 'outcome="met"', 'outcome=~"met|missed"'),
+            ),
+        ),
+        "Those who ask most; everybody else is `other`.",
+    ),
+    Panel(
+        "Without a valid key or token",
+        "reqps",
+        (("{{instance}}", rate("headrace_rejected_total", "instance", 'reason="invalid_api_key"')),),
+        "On every route.",
+    ),
+    Panel(
+        "What says who may ask",
+        "short",
+        (("{{instance}} {{source}}", series("headrace_identity_up")),),
+        "1 while it can be read; at 0 routers go on with what they knew.",
+    ),
+)
 DASHBOARDS = {
     "headrace-slos": ("Headrace: promises", SLOS),
+    "headrace-tenants": ("Headrace: tenants", TENANTS),
     "headrace-fleet": ("Headrace: fleet", FLEET),
     "headrace-routers": ("Headrace: routers", ROUTERS),
     "headrace-experts": ("Headrace: experts", EXPERTS),

@@ -5,6 +5,7 @@ Invariants
  2. judged <= answered, met <= judged, promised_met <= promised <= judged. An answer is judged where its gaps can be
     seen: streamed, and the engine said how many tokens it has.
  3. What is remembered of a request is forgotten at its end.
+ 4. `waiting` has the requests that are held and neither dispatched nor ended, of classes that have any.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from router.events import (
     Dispatch,
     Event,
     FirstToken,
+    Hold,
     Reject,
     RequestArrived,
     RequestCancelled,
@@ -51,6 +53,7 @@ class _Live:
     count: ClassCount
     arrived_at_s: float
     is_promised: bool = False
+    is_waiting: bool = False
     first_token_at_s: float | None = None
 
 
@@ -59,6 +62,7 @@ class ClassCounts:
 
     def __init__(self) -> None:
         self.by_class: dict[str, ClassCount] = {}
+        self.waiting: dict[str, int] = {}
         self._live: dict[RequestId, _Live] = {}
 
     @property
@@ -79,9 +83,16 @@ class ClassCounts:
             if isinstance(command, Dispatch):
                 if (live := self._live.get(command.decision.request_id)) is not None:
                     live.is_promised, live.first_token_at_s = command.decision.promised, None
+                    if live.is_waiting:
+                        self._waits_no_more(live)
             elif isinstance(command, Reject) and (live := self._live.pop(command.request_id, None)) is not None:
                 rejected = live.count.rejected
                 rejected[command.reason.value] = rejected.get(command.reason.value, 0) + 1
+                if live.is_waiting:
+                    self._waits_no_more(live)
+            elif isinstance(command, Hold) and (live := self._live.get(command.request_id)) is not None:
+                name, live.is_waiting = live.request.terms.class_name, True
+                self.waiting[name] = self.waiting.get(name, 0) + 1
 
     def _arrived(self, request: Request, now_s: float) -> None:
         count = self.by_class.get(request.terms.class_name)
@@ -96,12 +107,20 @@ class ClassCounts:
         live = self._live.pop(event.request_id, None)
         if live is None:
             return
+        if live.is_waiting:
+            self._waits_no_more(live)
         if isinstance(event, RequestDone):
             _judge(live, event, now_s)
         elif isinstance(event, RequestFailed):
             live.count.failed += 1
         else:
             live.count.cancelled += 1
+
+    def _waits_no_more(self, live: _Live) -> None:
+        name, live.is_waiting = live.request.terms.class_name, False
+        self.waiting[name] -= 1
+        if not self.waiting[name]:
+            del self.waiting[name]
 
 
 def _judge(live: _Live, event: RequestDone, now_s: float) -> None:

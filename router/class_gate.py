@@ -12,7 +12,6 @@ class ClassGate:
 
     def __init__(self) -> None:
         self._paused: Mapping[str, float] = {}
-        self.turned_away: dict[str, int] = {}  # by class, since the start
 
     @property
     def paused(self) -> tuple[str, ...]:
@@ -28,7 +27,6 @@ class ClassGate:
         retry_after_s = self._paused.get(class_name)
         if retry_after_s is None:
             return
-        self.turned_away[class_name] = self.turned_away.get(class_name, 0) + 1
         raise ApiError(
             503,
             "service_unavailable_error",

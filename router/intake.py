@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from kvstore.types import RequestId
 from router.class_gate import ClassGate
 from router.dispatch import EngineCall
+from router.errors import ApiError
 from router.identity.cache_salts import FIELD, NO_KV_ROUTES, CacheSalts, spliced
 from router.identity.caller import Caller
 from router.identity.doorkeeper import Doorkeeper
@@ -31,8 +32,9 @@ from router.openai import (
     usable_request_id,
 )
 from router.prompt_index import Located, PromptIndex
+from router.refusals import NO_CLASS, Refused, Tell, nobody_listens
 from router.settings import RouterSettings
-from router.slo import Resolved, resolve
+from router.slo import Resolved, class_name_of, resolve
 from router.slo_settings import SloSettings
 from router.tokens.ids import takes_ids
 from router.tracing import NO_TRACE
@@ -73,6 +75,7 @@ class FrontDesk:
     door: Doorkeeper = field(default_factory=lambda: Doorkeeper(IdentitySettings(), time.time))
     salts: CacheSalts = field(default_factory=CacheSalts)
     ledger: UsageLedger = field(default_factory=lambda: UsageLedger("one"))  # the service's
+    refused: Tell = nobody_listens  # told of every request that is refused here
 
     async def take_in(
         self,
@@ -89,7 +92,24 @@ class FrontDesk:
         `headers` with lower-case names or case-insensitive. `may_change_body`: not where a gateway carries it, whose
         tenants then share what engines have cached.
         """
-        caller = self.door.ask(headers)
+        caller: Caller | None = None
+        try:
+            caller = self.door.ask(headers)
+            return await self._take_in(caller, route, raw_body, headers, facts, trace, may_change_body)
+        except ApiError as error:
+            self.refused(self._refused(caller, route, headers, error))
+            raise
+
+    async def _take_in(
+        self,
+        caller: Caller,
+        route: str,
+        raw_body: bytes,
+        headers: Mapping[str, str],
+        facts: FleetFacts,
+        trace: RequestTrace,
+        may_change_body: bool,
+    ) -> Intake:
         body = parse_body(route, raw_body)
         caller.check_model(body.model)
         if caller.allowance.is_limited:  # before the work; what it asks for exactly is looked at when it begins
@@ -147,6 +167,13 @@ class FrontDesk:
             wants_explanation=self.settings.explain.headers and headers.get(EXPLAIN_HEADER) == "1",
             ticket=ticket,
         )
+
+    def _refused(self, caller: Caller | None, route: str, headers: Mapping[str, str], error: ApiError) -> Refused:
+        if caller is None:
+            return Refused(route, error.status, error.code, NO_CLASS, None)
+        has_class = self.slo.enabled and route in GENERATION_ROUTES
+        class_name = class_name_of(headers, self.slo, caller) if has_class else NO_CLASS
+        return Refused(route, error.status, error.code, class_name, caller.tenant)
 
     def _marked(
         self, caller: Caller, route: str, raw_body: bytes, body: ParsedBody, known: Collection[str]

@@ -44,6 +44,7 @@ from router.intake import FleetFacts, Intake
 from router.interfaces import RequestTrace, ResponseSink
 from router.metrics import RouterMetrics
 from router.prompt_index import Located, PromptIndex
+from router.refusals import Refused
 from router.slo import judge
 from router.types import Request, RoutingDecision
 from workers.errors import WorkerError, WorkerFailedError, WorkerLostError, WorkerUnreachableError
@@ -206,15 +207,17 @@ class RouterService:
         try:
             self.ledger.open(intake.ticket, time.time())
         except ApiError as error:
-            request = intake.request
-            self.metrics.requests.inc(request.route, str(error.status))
-            self.metrics.rejected.inc(request.terms.class_name, error.code)
+            route, terms = intake.request.route, intake.request.terms
+            self.metrics.refuse(Refused(route, error.status, error.code, terms.class_name, terms.tenant))
             raise
 
     def _close(self, ticket: Ticket, live: _Live, status: int) -> None:
         """An answer is charged, and what a client took before it went away; no error is, theirs or ours."""
         is_used = status == 200 or (status == _CLIENT_GONE and live.attempt > 0)
-        self.ledger.close(ticket, ticket.used() if is_used else None, time.time())
+        used = ticket.used() if is_used else None
+        self.ledger.close(ticket, used, time.time())
+        if used is not None:
+            self.metrics.tenants.charge(ticket.tenant, used)
 
     async def _attempts(self, live: _Live, intake: Intake, carrier: Carrier, trace: RequestTrace) -> int:
         request = live.request

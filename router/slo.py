@@ -63,6 +63,12 @@ def resolve(headers: Mapping[str, str], settings: SloSettings, caller: Caller = 
     return Resolved(terms, is_implicit=all(item is None for item in asked))
 
 
+def class_name_of(headers: Mapping[str, str], settings: SloSettings, caller: Caller) -> str:
+    """The class that a refused request would have had, as far as it can be said. Raises nothing."""
+    name = headers.get(CLASS_HEADER)
+    return name if name in settings.classes and name is not None else _class_of(None, settings, caller)
+
+
 def _class_of(name: str | None, settings: SloSettings, caller: Caller) -> str:
     """`name` is a class that was asked for. One that key or tenant name and nobody configured is passed over."""
     if name is not None:

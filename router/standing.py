@@ -3,9 +3,10 @@
 Counters rise from 0 while the router lives; a router that starts again has another replica id.
 """
 
+from collections.abc import Mapping
+
 import msgspec
 
-from router import class_gate
 from router.class_counts import ClassCount
 
 STANDING_VERSION = 1
@@ -21,6 +22,8 @@ class Standing(msgspec.Struct, frozen=True):
     seqs: dict[str, int]  # by engine, requests that it has there
     drained: tuple[str, ...]  # engines to which it gives nothing new
     paused: tuple[str, ...]  # classes that it takes no requests of
+    waiting_by_class: dict[str, int] = msgspec.field(default_factory=dict)
+    refused_tenants: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)  # by reason; who asks most
 
 
 def decode(data: bytes) -> Standing | None:
@@ -32,11 +35,13 @@ def decode(data: bytes) -> Standing | None:
     return standing if standing.version == STANDING_VERSION else None
 
 
-def with_turned_away(counts: dict[str, ClassCount], turned_away: dict[str, int]) -> dict[str, ClassCount]:
-    """The core never hears of requests of paused classes; they arrived all the same."""
+def with_refused(counts: dict[str, ClassCount], refused: Mapping[tuple[str, str], int]) -> dict[str, ClassCount]:
+    """The core never hears of some requests, by class and reason; they arrived all the same."""
     added = dict(counts)
-    for name, number in turned_away.items():
-        count = counts.get(name, ClassCount())
-        rejected = {**count.rejected, class_gate.CODE: number}
+    for (name, reason), number in refused.items():
+        if not number:
+            continue
+        count = added.get(name, ClassCount())
+        rejected = {**count.rejected, reason: number}
         added[name] = msgspec.structs.replace(count, arrived=count.arrived + number, rejected=rejected)
     return added

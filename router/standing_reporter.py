@@ -15,7 +15,7 @@ from router.class_counts import ClassCounts
 from router.class_gate import ClassGate
 from router.drains import Drains
 from router.service import RouterService
-from router.standing import STANDING_VERSION, Standing, with_turned_away
+from router.standing import STANDING_VERSION, Standing, with_refused
 from workers.ranks import engine_of
 
 _INTERVAL_S = 1.0
@@ -41,10 +41,12 @@ class StandingSources:
             version=STANDING_VERSION,
             in_flight=self.service.num_in_flight,
             waiting=self.service.core.num_waiting,
-            classes=with_turned_away(self.counts.by_class, self.gate.turned_away),
+            classes=with_refused(self.counts.by_class, self.service.metrics.refused()),
             seqs=seqs,
             drained=tuple(sorted(self.drains.drained)),
             paused=self.gate.paused,
+            waiting_by_class=dict(self.counts.waiting),
+            refused_tenants=self.service.metrics.tenants.refused,
         )
 
 

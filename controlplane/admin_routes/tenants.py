@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from controlplane.admin_routes.keys import read_written
 from controlplane.admin_routes.route import NAME, Answer, Call, RefusedError, Route, json_answer
 from kvstore.key_store import Kept, KeyStore
-from kvstore.usage_store import UsageStore, Used
+from kvstore.usage_store import ByRouter, UsageStore, Used, total
 from router.admin_tokens import AdminRole
 from router.identity.follower import made_settings
 from router.identity.quota import period_of
@@ -21,6 +21,8 @@ from router.slo_settings import SloSettings
 
 Keys = Mapping[str, KeySettings]  # by digest
 _NAME = re.compile(NAME)
+_FRESH_S = 1.0
+_Account = tuple[str, str]  # period and tenant
 
 
 class TenantUse(msgspec.Struct, frozen=True):
@@ -43,23 +45,51 @@ class TenantView(msgspec.Struct, frozen=True):
     settings: dict[str, Any]  # as in identity.tenants
     num_keys: int  # that open something now
     used: TenantUse
+    refused: dict[str, int]  # in the last ten minutes, before anything was decided about them, by reason
+
+
+class IdentityView(msgspec.Struct, frozen=True):
+    """How routers tell who asks."""
+
+    required: bool  # a request without a valid key or token gets 401
+    takes_tokens: bool  # of an identity provider
+    keys_in_redis: bool  # keys and tenants can be made, changed and ended here
+
+
+class UsageReader:
+    """Use by period and tenant. It is read once a second, whoever looks: each tenant costs Redis a question."""
+
+    def __init__(self, store: UsageStore, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._clock_s = clock_s
+        self._known: dict[_Account, tuple[float, ByRouter]] = {}  # with the time it was asked for
+
+    async def read(self, wanted: Sequence[_Account]) -> Mapping[_Account, ByRouter]:
+        """Of these, and maybe of others."""
+        now_s = self._clock_s()
+        fresh = {one: known for one, known in self._known.items() if now_s - known[0] < _FRESH_S}
+        found = await self._store.charge_all({one: {} for one in wanted if one not in fresh})
+        self._known = {**fresh, **{one: (now_s, used) for one, used in found.items()}}
+        return {one: used for one, (_, used) in self._known.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class TenantRoutes:
-    """Needs the stores of settings and of usage."""
+    """Needs the stores of settings and of usage, and whom routers refuse."""
 
     store: KeyStore
-    usage: UsageStore
     identity: IdentitySettings
     slo: SloSettings
+    usage: UsageReader
+    refused: Callable[[], Mapping[str, Mapping[str, int]]]
 
     def routes(self) -> Sequence[Route]:
-        """GET /tenants, GET, PUT and DELETE /tenants/{name}."""
+        """GET /identity, GET /tenants, GET, PUT and DELETE /tenants/{name}."""
         operator = AdminRole.OPERATOR
         errors = {400: "bad_tenant", 404: "unknown_tenant"}
         summary = "Set what a tenant may have: all of it, as in identity.tenants; what is left out is the default."
         return (
+            Route("GET", "/identity", self._identity, "How routers tell who asks.", gives=IdentityView),
             Route("GET", "/tenants", self._list, "Tenants, their limits and their use.", gives=list[TenantView]),
             Route("GET", "/tenants/{name}", self._show, "One tenant.", gives=TenantView, errors=errors),
             Route(
@@ -71,6 +101,10 @@ class TenantRoutes:
                 operator, gives=TenantView, errors=errors,
             ),
         )  # fmt: skip
+
+    async def _identity(self, _: Call) -> Answer:
+        settings = self.identity
+        return json_answer(IdentityView(settings.required, settings.jwt is not None, settings.keys_in_redis))
 
     async def _list(self, _: Call) -> Answer:
         kept, written = await self.store.read_all(), await read_written(self.identity)
@@ -127,20 +161,19 @@ class TenantRoutes:
         tenants = {**self.identity.tenants, **made}
         of = {name: tenants.get(name) or tenants.get(DEFAULT_TENANT) or TenantSettings() for name in names}
         periods = {name: period_of(_kind(settings), now_s) for name, settings in of.items()}
-        used = await self.usage.charge_all({(periods[name], name): {} for name in names})
+        used = await self.usage.read([(periods[name], name) for name in names])
+        refused = self.refused()
         views = []
         for name, settings in of.items():
             source = "admin" if name in made else "config" if name in self.identity.tenants else "default"
-            total = Used()
-            for one in used[periods[name], name].values():
-                total = total.plus(one)
             views.append(
                 TenantView(
                     name=name,
                     source=source,
                     settings=settings.model_dump(mode="json", by_alias=True, exclude_defaults=True),
                     num_keys=_num_keys(kept, written, name, now_s),
-                    used=_use(settings, periods[name], total),
+                    used=_use(settings, periods[name], total(used[periods[name], name])),
+                    refused=dict(refused.get(name, {})),
                 )
             )
         return views

@@ -9,6 +9,7 @@ import { Promises } from "./promises.js";
 import { SignIn } from "./sign_in.js";
 import { Freshness, Header } from "./status.js";
 import { Summary } from "./summary.js";
+import { Tenants } from "./tenants.js";
 
 const TITLES = { stale: "Stale – Headrace", away: "Disconnected – Headrace", signed_out: "Sign in – Headrace" };
 
@@ -37,6 +38,7 @@ function Views({ state, onChange, said }) {
       <${Promises} ...${state} onChange=${change} />
       <${Fleet} ...${state} onChange=${change} />
       <${Experts} engines=${state.experts} />
+      <${Tenants} ...${state} onChange=${change} />
       <${Decisions} ...${state} />
     </main>
     <p class="said" role="status">${said}</p>`;

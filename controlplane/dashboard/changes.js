@@ -3,7 +3,7 @@ import { html, useState } from "./vendor/preact.js";
 import { ask, segment } from "./api.js";
 import { Dialog } from "./parts.js";
 
-// kind -> title, what follows from it, the button, the request, and what is said when it is done.
+// kind -> title, what follows from it, the request (a POST unless said), its fields, and what is said when it is done.
 const CHANGES = {
   drain: {
     title: ({ name }) => `Drain ${name}?`,
@@ -40,6 +40,14 @@ const CHANGES = {
     fields: ["size"],
     done: ({ name }, body) => `The ${name} pool is to have ${body.size}.`,
   },
+  revoke: {
+    title: ({ name, tenant }) => `Revoke key ${name} of ${tenant}?`,
+    words: "Whoever has it gets 401, on every router, and it cannot be given back. Whoever should go on needs a new key first.",
+    method: "DELETE",
+    path: ({ name }) => `keys/${segment(name)}`,
+    fields: [],
+    done: ({ name }) => `The key ${name} is revoked.`,
+  },
 };
 
 function Field({ name, change }) {
@@ -69,7 +77,7 @@ export function Change({ change, onDone, onClose }) {
     setBusy(true);
     setProblem("");
     try {
-      await ask("POST", kind.path(change), kind.fields.length ? body : undefined);
+      await ask(kind.method ?? "POST", kind.path(change), kind.fields.length ? body : undefined);
       onDone(kind.done(change, body));
       onClose();
     } catch (error) {

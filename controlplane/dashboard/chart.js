@@ -4,6 +4,7 @@ import { clock } from "./format.js";
 
 const HEIGHT = 168;
 const COLOURS = 6;
+const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000]; // steps where there are no halves
 const DASHES = [[], [6, 3], [2, 3], [10, 3, 2, 3]]; // not by colour alone
 
 /** What a CSS colour comes to here: a canvas does not know light-dark(). */
@@ -16,7 +17,7 @@ function resolved(name) {
   return color;
 }
 
-function options({ series, format, range, width, onCursor }) {
+function options({ series, format, range, isWhole, width, onCursor }) {
   const [muted, line] = [resolved("--muted"), resolved("--line")];
   const axis = { stroke: muted, font: "11px system-ui, sans-serif", ticks: { show: false }, grid: { stroke: line, width: 1 } };
   const narrow = width < 400;
@@ -25,12 +26,12 @@ function options({ series, format, range, width, onCursor }) {
     height: HEIGHT,
     legend: { show: false },
     cursor: { y: false, drag: { setScale: false }, points: { size: 6 } },
-    padding: [8, 20, 0, 0],
+    padding: [8, 28, 0, 0], // half of the last time beside the plot
     hooks: { setCursor: [(plot) => onCursor(plot.cursor.idx ?? null)] },
     scales: { y: { range: range ?? ((_, __, most) => [0, most > 0 ? 1.1 * most : 1]) } },
     axes: [
       { ...axis, size: 28, space: narrow ? 80 : 60, values: (_, at, __, ___, stepS) => at.map((s) => clock(s).slice(0, stepS < 60 ? 8 : 5)) },
-      { ...axis, size: 52, space: 32, values: (_, at) => at.map((value) => format(value).replace(/\.0+(?=\D)/, "")) },
+      { ...axis, ...(isWhole && { incrs: WHOLE }), size: 52, space: 32, values: (_, at) => at.map((value) => format(value).replace(/\.0+(?=\D)/, "")) },
     ],
     series: [
       {},
@@ -71,7 +72,7 @@ function inWords(title, series, format, words) {
   return `${title}, the last ${words}. ${told.join("; ") || "Nothing"}.`;
 }
 
-export function Chart({ title, series, format, range, times, words }) {
+export function Chart({ title, series, format, range, isWhole, times, words }) {
   const [box, plot] = [useRef(null), useRef(null)];
   const [at, setAt] = useState(null);
   const theme = useTheme();
@@ -81,7 +82,7 @@ export function Chart({ title, series, format, range, times, words }) {
   useEffect(() => {
     if (isEmpty) return undefined;
     const width = box.current.clientWidth;
-    const made = new globalThis.uPlot(options({ series, format, range, width, onCursor: setAt }), data, box.current);
+    const made = new globalThis.uPlot(options({ series, format, range, isWhole, width, onCursor: setAt }), data, box.current);
     plot.current = made;
     const sized = new ResizeObserver(([{ contentRect }]) => made.setSize({ width: contentRect.width, height: HEIGHT }));
     sized.observe(box.current);

@@ -3,11 +3,10 @@ import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { ask } from "./api.js";
 import { Explanation } from "./explanation.js";
 import { clock, count, isoTime, measured, NONE, path, plural, reason, REASON_CODES } from "./format.js";
-import { Badge, Empty, Failure, Section, Table } from "./parts.js";
+import { Badge, Empty, Failure, List, Section } from "./parts.js";
 import { FILTERS, useSearch } from "./search.js";
 
 const MOST_FOUND = 100;
-const AT_FIRST = 20;
 
 function Outcome({ one }) {
   const missed = [one.ttft_met === false && "first token", one.tpot_met === false && "token gap"].filter(Boolean);
@@ -86,12 +85,8 @@ function useFound(wanted) {
   return found;
 }
 
-/** The first of them; all when that is asked for. */
-function List({ caption, decisions, onOpen }) {
-  const [isAll, setAll] = useState(false);
-  const shown = isAll ? decisions : decisions.slice(0, AT_FIRST);
-  return html`<${Table} caption=${caption} rows=${shown} keyOf=${(one) => one.request_id} columns=${columns(onOpen)} quiet />
-    ${shown.length < decisions.length && html`<p><button onClick=${() => setAll(true)}>Show ${decisions.length - shown.length} more</button></p>`}`;
+function Decided({ caption, decisions, onOpen }) {
+  return html`<${List} caption=${caption} rows=${decisions} keyOf=${(one) => one.request_id} columns=${columns(onOpen)} quiet />`;
 }
 
 function Found({ found, onOpen }) {
@@ -101,7 +96,7 @@ function Found({ found, onOpen }) {
   const words = `${plural(decisions.length, "decision")} of ${count(lookedAt)} looked at${more ? "; there may be more" : ""}`;
   return html`<p class="muted" role="status">${words}</p>
     ${decisions.length
-      ? html`<${List} caption="Decisions found" decisions=${decisions} onOpen=${onOpen} />`
+      ? html`<${Decided} caption="Decisions found" decisions=${decisions} onOpen=${onOpen} />`
       : html`<${Empty} title="No such decision">It may still be running, be older than what Redis keeps, or the id begins otherwise.</${Empty}>`}`;
 }
 
@@ -118,7 +113,7 @@ function Stream({ decisions, onOpen, isReading }) {
       <span class="muted">${held ? "New ones are not shown." : "The newest come first, as they end."}</span>
     </p>
     ${shown.length
-      ? html`<${List} caption="Newest decisions" decisions=${shown} onOpen=${onOpen} />`
+      ? html`<${Decided} caption="Newest decisions" decisions=${shown} onOpen=${onOpen} />`
       : html`<${Empty} title="No decisions yet">Each request shows up here when it has ended.</${Empty}>`}`;
 }
 

@@ -48,6 +48,11 @@ export function clock(atS) {
   return new Date(1000 * atS).toLocaleTimeString("en-GB");
 }
 
+/** The day and the minute of Unix seconds, in the reader's time zone; null -> "–". */
+export function day(atS) {
+  return atS === null || atS === undefined ? NONE : new Date(1000 * atS).toLocaleString("sv-SE").slice(0, 16);
+}
+
 export function isoTime(atS) {
   return new Date(1000 * atS).toISOString();
 }
@@ -60,7 +65,7 @@ export function capital(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
-// RejectReason of router/events.py, and the pause of a class.
+// RejectReason of router/events.py.
 const REASONS = {
   unknown_model: "unknown model",
   route_not_served: "route not served",
@@ -73,13 +78,23 @@ const REASONS = {
   queue_full: "queue full",
   deadline_passed: "came after its deadline",
   expired: "expired while waiting",
-  class_paused: "class paused",
 };
 
-export const REASON_CODES = Object.keys(REASONS).filter((code) => code !== "class_paused");
+// Refused at the door (router/refusals.py): nothing was decided about them, so there is nothing to look for.
+const REFUSALS = {
+  class_paused: "class paused",
+  invalid_api_key: "no valid key",
+  model_not_allowed: "model not allowed",
+  class_not_allowed: "class not allowed",
+  rate_limit_exceeded: "over its rate",
+  insufficient_quota: "over its budget",
+  cache_not_isolated: "cache not isolated",
+};
+
+export const REASON_CODES = Object.keys(REASONS);
 
 export function reason(code) {
-  return REASONS[code] ?? code.replaceAll("_", " ");
+  return REASONS[code] ?? REFUSALS[code] ?? code.replaceAll("_", " ");
 }
 
 const TERMS = {

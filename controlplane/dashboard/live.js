@@ -30,6 +30,9 @@ const nothing = {
   classes: [],
   pools: [],
   experts: [],
+  identity: null,
+  tenants: [],
+  keys: [],
   decisions: null,
 };
 
@@ -88,12 +91,13 @@ export class Live {
 
   /** What changes seldom, at once: an operator changed it. */
   async lookAgain() {
-    const [classes, pools, experts] = await Promise.all([
+    const [classes, pools, experts, identity, tenants, keys] = await Promise.all([
       ask("GET", "classes").catch(() => this.state.classes),
       ask("GET", "pools").catch((error) => (error.status === 409 ? [] : this.state.pools)),
       ask("GET", "experts").then((found) => found.engines, () => this.state.experts),
+      ...["identity", "tenants", "keys"].map((name) => ask("GET", name).catch(() => this.state[name])),
     ]);
-    this.#set({ classes, pools, experts });
+    this.#set({ classes, pools, experts, identity, tenants, keys });
   }
 
   async #follow() {

@@ -1,5 +1,7 @@
 // What every view is made of.
-import { html, useEffect, useRef } from "./vendor/preact.js";
+import { html, useEffect, useRef, useState } from "./vendor/preact.js";
+
+const AT_FIRST = 20;
 
 /**
  * A table that turns into cards on a phone. Roles are written out: CSS that changes `display` takes them away.
@@ -27,6 +29,14 @@ export function Table({ caption, columns, rows, keyOf, quiet = false }) {
       ${rows.map((row) => html`<tr role="row" key=${keyOf(row)}>${columns.map((column, index) => cell(column, row, index))}</tr>`)}
     </tbody>
   </table>`;
+}
+
+/** A table of the first rows; of all when that is asked for. */
+export function List({ rows, ...table }) {
+  const [isAll, setAll] = useState(false);
+  const shown = isAll ? rows : rows.slice(0, AT_FIRST);
+  return html`<${Table} rows=${shown} ...${table} />
+    ${shown.length < rows.length && html`<p><button onClick=${() => setAll(true)}>Show ${rows.length - shown.length} more</button></p>`}`;
 }
 
 /**

@@ -2,12 +2,13 @@
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { ask } from "./api.js";
 import { Chart } from "./chart.js";
-import { count, rate, reason, seconds, share } from "./format.js";
+import { count, rate, reason, REASON_CODES, seconds, share } from "./format.js";
 import { Badge, Empty, Failure, Section, Table } from "./parts.js";
 import { linkTo } from "./search.js";
 import { tone } from "./summary.js";
 
 const POINTS = 60;
+const NO_CLASS = "none"; // as routers call it
 const WINDOWS = [
   [600, "10 minutes"],
   [3600, "1 hour"],
@@ -19,7 +20,13 @@ function rowsOf({ classes, slo, fleet }) {
   const paused = new Map(fleet.paused.map((one) => [one.class_name, one]));
   const targets = new Map(classes.map((one) => [one.name, one]));
   const names = [...new Set([...targets.keys(), ...counted.keys(), ...paused.keys()])];
-  return names.map((name) => ({ name, count: counted.get(name), paused: paused.get(name), targets: targets.get(name) }));
+  return names.map((name) => ({
+    name,
+    count: counted.get(name),
+    paused: paused.get(name),
+    targets: targets.get(name),
+    waiting: fleet.routers.reduce((total, one) => total + (one.waiting_by_class[name] ?? 0), 0),
+  }));
 }
 
 function Rejections({ row }) {
@@ -27,7 +34,7 @@ function Rejections({ row }) {
   if (!found.length) return row.count ? "0" : "–";
   return html`<ul class="reasons">
     ${found.map(([code, number]) => html`<li key=${code}>
-      ${count(number)} ${code === "class_paused" ? reason(code) : html`<a href=${linkTo({ class: row.name, outcome: code })}>${reason(code)}</a>`}
+      ${count(number)} ${REASON_CODES.includes(code) ? html`<a href=${linkTo({ class: row.name, outcome: code })}>${reason(code)}</a>` : reason(code)}
     </li>`)}
   </ul>`;
 }
@@ -35,6 +42,7 @@ function Rejections({ row }) {
 function Name({ row }) {
   const { targets, paused } = row;
   return html`<span class="id">${row.name}</span> ${paused && html`<${Badge} tone="warn">paused</${Badge}>`}
+    ${row.name === NO_CLASS && html`<span class="note">of no class: nothing is promised</span>`}
     ${targets && html`<span class="note">first token ${seconds(targets.ttft_s)}, ${seconds(targets.tpot_s)} a token</span>`}
     ${paused && html`<span class="note">by ${paused.by}${paused.reason && `: ${paused.reason}`}</span>`}`;
 }
@@ -47,6 +55,7 @@ function columns(onChange) {
     number("Promises kept", (one) => html`<span class=${tone(one.kept)}>${share(one.kept)}</span>`),
     number("Goodput", (one) => rate(one.goodput_per_s)),
     number("Arrived", (one) => count(one.arrived)),
+    { head: "Waiting now", number: true, cell: (row) => count(row.waiting) },
     number("Answered", (one) => count(one.answered)),
     number("Failed", (one) => html`<span class=${one.failed ? "bad" : ""}>${count(one.failed)}</span>`),
     { head: "Rejected", wide: true, cell: (row) => html`<${Rejections} row=${row} />` },
@@ -112,11 +121,13 @@ function Charts({ reports, names, words }) {
   const charts = [
     ["SLO attainment", lines(reports, names, (one) => one?.attainment ?? null), share, [0, 1.06]],
     ["Goodput", lines(reports, names, (one, report) => (report.window_s > 0 ? (one?.goodput_per_s ?? 0) : null)), rate, null],
+    ["Arrived", lines(reports, names, (one, report) => (report.window_s > 0 ? (one?.arrived ?? 0) / report.window_s : null)), rate, null],
+    ["Waiting", lines(reports, names, (one, report) => (report.window_s > 0 ? (one?.most_waiting ?? 0) : null)), count, null, true],
     ["Rejected", rejectedPerS(reports), rate, null],
     ["Prefix hit rate", [{ label: "all workers", values: reports.map((report) => report.prefix_hit_rate) }], share, [0, 1.06]],
   ];
   return html`<div class="charts">
-    ${charts.map(([title, series, format, range]) => html`<${Chart} key=${title} ...${{ title, series, format, range, times, words }} />`)}
+    ${charts.map(([title, series, format, range, isWhole]) => html`<${Chart} key=${title} ...${{ title, series, format, range, isWhole, times, words }} />`)}
   </div>`;
 }
 

@@ -1,17 +1,20 @@
 // Whose page it is, and how fresh.
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { clock } from "./format.js";
+import { hasTenants } from "./tenants.js";
 import { ThemeSwitch } from "./theme_switch.js";
 
 const PHASES = { live: "Live", stale: "Stale", away: "Disconnected", loading: "Connecting" };
 
-export function Header({ phase, who, onSignOut }) {
+export function Header({ onSignOut, ...state }) {
+  const { phase, who } = state;
   return html`<header>
     <div class="bar-inside">
       <a class="name" href="#main">Headrace</a>
       <nav aria-label="Sections">
         <a href="#promises">Promises</a>
         <a href="#fleet">Fleet</a>
+        ${hasTenants(state) && html`<a href="#tenants">Tenants</a>`}
         <a href="#decisions">Decisions</a>
       </nav>
       <span class="phase ${phase}"><span class="dot" aria-hidden="true"></span>${PHASES[phase]}</span>

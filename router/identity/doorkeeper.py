@@ -86,6 +86,10 @@ class Doorkeeper:
         """Tenants with limits of their own, by name."""
         return {name: allowance for name, allowance in self._allowances.items() if allowance.is_limited}
 
+    def allowance_of(self, tenant: str) -> Allowance:
+        """What a tenant may have: by settings of its own, else by those of `default`."""
+        return self._allowances.get(tenant) or self._allowances.get(DEFAULT_TENANT) or Allowance()
+
     def set_file_keys(self, keys: Mapping[str, KeySettings]) -> None:
         """What `identity.keys_file` has now."""
         self._file_keys = keys
@@ -143,7 +147,7 @@ class Doorkeeper:
         return caller
 
     def _make_caller(self, tenant: str, service_class: str | None) -> Caller:
-        allowance = self._allowances.get(tenant) or self._allowances.get(DEFAULT_TENANT) or Allowance()
+        allowance = self.allowance_of(tenant)
         return Caller(tenant, allowance, service_class or allowance.service_class)
 
     def _build(self) -> None:

@@ -28,7 +28,7 @@ _KEYS = TypeAdapter(dict[KeyDigest, KeySettings])
 _JWKS_TIMEOUT_S = 10.0
 _MOST_JWKS_BYTES = 1 << 20
 _LEAST_SECRET_BYTES = 16
-_NEW_KEY_WAIT_S = 10.0  # between two fetches for a key that a token names and nobody knows
+_NEW_KEY_WAIT_S = 10.0  # between two fetches for a key that a token names and nobody knows, or after a failure
 
 
 class IdentityError(Exception):
@@ -108,10 +108,22 @@ class IdentityFollower:
                 raw = await asyncio.to_thread(_read_text, settings.jwt.jwks_file, "identity.jwt.jwks_file")
                 self._take_jwks(raw.encode())
         elif settings.jwt is not None and self._jwt is not None:
-            wait_s = _NEW_KEY_WAIT_S if self._jwt.wants_keys else settings.jwt.refresh_s
+            is_urgent = self._jwt.wants_keys or "identity.jwt.jwks_url" in self._refused
+            wait_s = _NEW_KEY_WAIT_S if is_urgent else settings.jwt.refresh_s
             if time.monotonic() - self._jwks_at_s >= min(wait_s, settings.jwt.refresh_s):
                 await self._fetch_jwks()
         self._isolate()
+
+    @property
+    def sources(self) -> dict[str, bool]:
+        """Files and addresses that are configured, and whether the last look at each worked."""
+        jwt = self._settings.jwt
+        named = {
+            "keys_file": ("identity.keys_file", self._settings.keys_file),
+            "jwks_file": ("identity.jwt.jwks_file", jwt and jwt.jwks_file),
+            "jwks_url": ("identity.jwt.jwks_url", jwt and jwt.jwks_url),
+        }
+        return {name: what not in self._refused for name, (what, where) in named.items() if where is not None}
 
     @property
     def _follows_redis(self) -> bool:

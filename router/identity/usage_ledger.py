@@ -93,7 +93,6 @@ class UsageLedger:
         self._live: frozenset[str] = frozenset()
         self._told: list[tuple[_Key, int, int, float, float]] = []
         self.num_routers = 1
-        self.refused: dict[str, int] = {}  # requests over a limit, by code
 
     def check(self, name: str, allowance: Allowance, need: int, now_s: float) -> None:
         """Raise ApiError 429 where not even the smallest request would be let in; it says when `need` would fit."""
@@ -103,7 +102,7 @@ class UsageLedger:
             if minute != tenant.requests.minute:
                 _turn(tenant, minute)
             try:
-                self._check_limits(allowance, tenant, 1, now_s)
+                self._check(allowance, tenant, 1, now_s)
             except ApiError:
                 self._check(allowance, tenant, max(1, need), now_s)  # what is too much for one is too much for more
 
@@ -238,13 +237,6 @@ class UsageLedger:
         return 0 if found is None else found.own.tokens + found.held_tokens + found.others_tokens
 
     def _check(self, allowance: Allowance, tenant: _Tenant, need: int, now_s: float) -> None:
-        try:
-            self._check_limits(allowance, tenant, need, now_s)
-        except ApiError as error:
-            self.refused[error.code] = self.refused.get(error.code, 0) + 1
-            raise
-
-    def _check_limits(self, allowance: Allowance, tenant: _Tenant, need: int, now_s: float) -> None:
         if allowance.requests_per_min is not None:
             is_told = tenant.told_minute == tenant.requests.minute
             unseen = tenant.requests.now - (tenant.told_minute_requests if is_told else 0.0)

@@ -9,17 +9,19 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from router.core import RouterCore
+from router.identity.doorkeeper import Doorkeeper
+from router.identity.usage_ledger import UsageLedger
 from router.metrics.counted import Count, Distribution, gauge
+from router.metrics.identity import IdentityCollector
 from router.metrics.listener import Listener, ListenerCollector
 from router.metrics.state import FollowingCollector, IndexFollowing, StateCollector
 from router.metrics.tenants import TenantCounts
 from router.prompt_index import PromptIndex
+from router.refusals import NO_CLASS, REASONS, UNAUTHORISED, Refused
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _TPOT_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
 _QUEUE_SECONDS = (0.001, *_SECONDS)
-
-TurnedAway = Callable[[], Mapping[str, int]]
 
 
 class RouterMetrics(Collector):
@@ -64,7 +66,8 @@ class RouterMetrics(Collector):
         self.tenants = TenantCounts()
         self.cached = _CachedTokens()
         self._num_in_flight = num_in_flight
-        self._turned_away: dict[str, TurnedAway] = {}
+        self._refused: dict[tuple[str, str], int] = {}  # of `rejected`, those of which the core has not heard
+        self._num_unauthorised: Callable[[], int] = lambda: 0
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.registry.register(StateCollector(core, prompts, redis_up))
@@ -78,9 +81,24 @@ class RouterMetrics(Collector):
         """Show how far the prefix index is behind."""
         self.registry.register(FollowingCollector(follower))
 
-    def watch_door(self, reason: str, turned_away: TurnedAway) -> None:
-        """Show requests that never came to a decision as rejected for this reason; `turned_away`: by class."""
-        self._turned_away[reason] = turned_away
+    def watch_identity(self, door: Doorkeeper, ledger: UsageLedger, sources: Callable[[], Mapping[str, bool]]) -> None:
+        """Show refused credentials, what is left of budgets, and whether what says who may ask can be read."""
+        self._num_unauthorised = lambda: door.refused
+        self.registry.register(IdentityCollector(door, ledger, sources, lambda: self.tenants.shown))
+
+    def refuse(self, refused: Refused) -> None:
+        """A request of which the core never hears."""
+        self.requests.inc(refused.route, str(refused.status))
+        if refused.code in REASONS:
+            self.rejected.inc(refused.class_name, refused.code)
+            key = (refused.class_name, refused.code)
+            self._refused[key] = self._refused.get(key, 0) + 1
+            if refused.tenant is not None:
+                self.tenants.refuse(refused.tenant, refused.code)
+
+    def refused(self) -> dict[tuple[str, str], int]:
+        """Requests of which the core has not heard, by class and reason, since the start."""
+        return {**self._refused, (NO_CLASS, UNAUTHORISED): self._num_unauthorised()}
 
     def observe_slo(self, service_class: str, promised: bool, met: bool, tpot_s: float) -> None:
         """A streamed request has ended well."""
@@ -113,11 +131,9 @@ class RouterMetrics(Collector):
         for count in (self.retries, self.slo):
             yield count.collect()
         rejected = self.rejected.collect()
-        for reason, turned_away in self._turned_away.items():
-            for service_class, number in turned_away().items():
-                rejected.add_metric([service_class, reason], float(number))
+        rejected.add_metric([NO_CLASS, UNAUTHORISED], float(self._num_unauthorised()))
         yield rejected
-        yield self.tenants.collect()
+        yield from self.tenants.collect()
         yield from self.cached.collect()
         for distribution in (self.ttft, self.ttft_error, self.e2e, self.tpot, self.queue):
             yield distribution.collect()

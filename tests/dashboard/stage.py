@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from controlplane.config import Config
 from kvstore.leases import open_leases
-from tests.admin_server import served, tokens_file
+from router.admin_tokens import digest_of
+from tests.admin_server import OPERATOR, served, tokens_file
 from tests.builders import make_worker
 from tests.fake_experts import FakeExperts
 from tests.fleet import MODEL, Fleet, fleet
@@ -32,6 +33,15 @@ SLO = {
         "chat": {"ttft_s": 60, "tpot_s": 5, "deadline_s": 300, "value": 2},
         "batch": {"ttft_s": 200, "tpot_s": 20, "deadline_s": 600},
     }
+}
+ACME, GLOBEX = "hr-acme", "hr-globex"
+IDENTITY = {
+    "poll_s": 0.1,
+    "keys": {digest_of(ACME): {"tenant": "acme"}, digest_of(GLOBEX): {"tenant": "globex"}},
+    "tenants": {
+        "acme": {"budget_tokens": 100_000, "requests_per_min": 600, "class": "chat"},
+        "globex": {"budget_tokens": 10, "budget_period": "day", "models": [MODEL]},
+    },
 }
 TIMING = Timing(prefill_s_per_token=0.0002, decode_s_per_token=0.01)
 POOLS = {Role.PREFILL: ("prefill-0", "prefill-1"), Role.DECODE: ("decode-0", "decode-1", "decode-2")}
@@ -94,6 +104,15 @@ class Stage:
         """The status of one streamed completion."""
         return self.call(complete(self.fleet, prompt, headers))
 
+    def operate(self, method: str, path: str, body: Any = None) -> Any:
+        """What the admin API answers to an operator."""
+        return self.call(self._operate(method, path, body))
+
+    async def _operate(self, method: str, path: str, body: Any) -> Any:
+        headers = {"Authorization": f"Bearer {OPERATOR}"}
+        async with self.fleet.session.request(method, self.admin.url + path, json=body, headers=headers) as response:
+            return await response.json()
+
 
 async def complete(on: Fleet, prompt: str, headers: Mapping[str, str], max_tokens: int = 16) -> int:
     body = {"model": MODEL, "prompt": prompt, "max_tokens": max_tokens, "stream": True}
@@ -104,14 +123,17 @@ async def complete(on: Fleet, prompt: str, headers: Mapping[str, str], max_token
 
 
 @contextmanager
-def stage(folder: Path, timing: Timing = TIMING, slo: Mapping[str, Any] = SLO) -> Iterator[Stage]:
+def stage(
+    folder: Path, timing: Timing = TIMING, slo: Mapping[str, Any] = SLO, identity: Mapping[str, Any] = IDENTITY
+) -> Iterator[Stage]:
     """Set up, with engines that are ready."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="stage")
     thread.start()
     stack = AsyncExitStack()
     try:
-        setting = asyncio.run_coroutine_threadsafe(stack.enter_async_context(_set_up(folder, timing, slo)), loop)
+        scene = _set_up(folder, timing, {"slo": slo, "identity": identity})
+        setting = asyncio.run_coroutine_threadsafe(stack.enter_async_context(scene), loop)
         made, admin, closed = setting.result(timeout=60)
         yield Stage(made, admin, closed, loop)
     finally:
@@ -122,9 +144,9 @@ def stage(folder: Path, timing: Timing = TIMING, slo: Mapping[str, Any] = SLO) -
 
 
 @asynccontextmanager
-async def _set_up(folder: Path, timing: Timing, slo: Mapping[str, Any]) -> AsyncIterator[tuple[Fleet, Admin, Admin]]:
+async def _set_up(folder: Path, timing: Timing, given: Mapping[str, Any]) -> AsyncIterator[tuple[Fleet, Admin, Admin]]:
     sections = {
-        "slo": slo,
+        **given,
         "pools": {"prefill": 2, "decode": 3, "mixed": 0, "max_size": 4},
         "experts": {"mode": "observe", "interval_s": 0.5, "expert_bytes": 1e3},
         "admin": {"tokens_file": str(tokens_file(folder))},

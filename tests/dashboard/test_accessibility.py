@@ -5,7 +5,7 @@ from playwright.sync_api import Page, expect
 
 from tests.admin_server import OPERATOR
 from tests.dashboard.conftest import Open
-from tests.dashboard.stage import Stage
+from tests.dashboard.stage import GLOBEX, Stage
 
 _RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 _CONTRAST = {"type": "rule", "values": ["color-contrast"]}
@@ -26,15 +26,19 @@ def test_axe_is_clean_in_every_state(on: Stage, open_page: Open) -> None:
     late = {"x_request_id": "axe-late", "x_headrace_ttft_s": "0.000001", "x_headrace_class": "interactive"}
     assert on.complete("too late", **late) == 429
     assert on.complete("in time", x_request_id="axe-fine") == 200
+    assert on.complete("too much", authorization=f"Bearer {GLOBEX}") == 429
+    on.operate("POST", "keys", {"tenant": "initech", "expires_s": 3600, "note": "axe"})
     page.get_by_label("Token").fill(OPERATOR)
     page.keyboard.press("Enter")
     expect(page.get_by_role("link", name="first token too late")).to_be_visible()
     expect(page.get_by_role("img", name="Goodput")).to_be_visible()
     expect(page.get_by_role("table", name="Expert-parallel engines")).to_be_visible()
+    expect(page.get_by_role("table", name="API keys")).to_contain_text("ends soon")
     check(page, "overview")
-    page.get_by_role("button", name="Drain worker decode-0").click()
-    check(page, "confirmation")
-    page.keyboard.press("Escape")
+    for name in ("Drain worker decode-0", "Revoke key"):
+        page.get_by_role("button", name=name).click()
+        check(page, f"{name}: confirmation")
+        page.keyboard.press("Escape")
     _open_explanation(page)
     check(page, "explanation")
     page.keyboard.press("Escape")

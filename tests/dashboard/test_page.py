@@ -1,11 +1,15 @@
 """The operators' page in a real Chromium, on a real control plane, routers and Redis, with fake engines."""
 
+import asyncio
+import re
+from typing import Any
+
 import redis.asyncio
 from playwright.sync_api import Locator, Page, expect
 
 from tests.admin_server import OPERATOR, VIEWER
 from tests.dashboard.conftest import Open
-from tests.dashboard.stage import Stage
+from tests.dashboard.stage import ACME, GLOBEX, Stage, complete
 
 
 def row(page: Page, caption: str, name: str) -> Locator:
@@ -284,3 +288,79 @@ def test_light_and_dark_are_the_systems_or_the_readers(on: Stage, open_page: Ope
     assert page.evaluate(motion) == "smooth"
     page.emulate_media(reduced_motion="reduce")
     assert page.evaluate(motion) == "auto"
+
+
+def test_tenants_are_shown_with_what_they_used_and_were_refused(on: Stage, open_page: Open) -> None:
+    page = open_page(on.admin.url, VIEWER)
+    acme, globex = row(page, "Use of this month", "acme"), row(page, "Use of this month", "globex")
+    expect(acme).to_contain_text("600 requests")
+    expect(acme).to_contain_text("class chat")
+    assert on.complete("of acme", authorization=f"Bearer {ACME}") == 200
+    assert on.complete("of globex", authorization=f"Bearer {GLOBEX}", x_headrace_class="interactive") == 429
+    expect(globex).to_contain_text("1 over its budget")
+    expect(globex).to_contain_text("0 of 10; 2")
+    expect(acme).to_contain_text(" of 100,000; 2")
+    expect(acme.get_by_role("cell").nth(1)).to_have_text("1")
+    expect(row(page, "Service classes", "interactive")).to_contain_text("1 over its budget")
+    expect(row(page, "API keys", "acme")).to_have_count(0)
+    expect(page.get_by_role("table", name="API keys").get_by_role("row").filter(has_text="acme")).to_contain_text(
+        "in the configuration"
+    )
+    expect(page.get_by_role("button", name="Revoke")).to_have_count(0)
+    page.get_by_role("link", name="Tenants").click()
+    expect(page.get_by_role("heading", name="Tenants")).to_be_in_viewport()
+
+
+def test_an_operator_revokes_a_key_that_was_made_at_run_time(on: Stage, open_page: Open) -> None:
+    made = on.operate("POST", "keys", {"tenant": "initech", "expires_s": 3600, "note": "nightly report"})
+    page = open_page(on.admin.url, OPERATOR)
+    key = row(page, "API keys", made["id"])
+    expect(key).to_contain_text("active ends soon")
+    expect(key).to_contain_text("by olga")
+    expect(key).to_contain_text("nightly report")
+    assert made["key"] not in page.content()
+    expect(row(page, "Use of this month", "initech")).to_contain_text("as default")
+    key.get_by_role("button", name=f"Revoke key {made['id']} of initech").click()
+    dialog = page.get_by_role("dialog", name=f"Revoke key {made['id']} of initech?")
+    expect(dialog).to_contain_text("it cannot be given back")
+    confirm(page, "Revoke")
+    expect(page.get_by_role("status").filter(has_text=f"The key {made['id']} is revoked.")).to_be_visible()
+    expect(key).to_contain_text("revoked")
+    expect(key.get_by_role("button")).to_have_count(0)
+    expect(page.get_by_role("heading", name="API keys")).to_be_focused()
+
+
+def test_where_nobody_is_told_apart_there_are_no_tenants(on: Stage, open_page: Open) -> None:
+    page = open_page(on.closed.url)
+    shown = """async (state) => {
+      const app = [...document.scripts].find(({src}) => src.endsWith("/app.js")).src;
+      const { hasTenants } = await import(new URL("tenants.js", app));
+      return hasTenants(state);
+    }"""
+    default = {"name": "default", "source": "default"}
+    off = {"identity": {"required": False, "takes_tokens": False}, "tenants": [default], "keys": []}
+    assert page.evaluate(shown, {**off, "identity": None}) is False, "nothing was heard yet"
+    assert page.evaluate(shown, off) is False
+    changes: tuple[dict[str, Any], ...] = (
+        {"identity": {"required": True, "takes_tokens": False}},
+        {"tenants": [{**default, "source": "config"}]},
+        {"keys": [{}]},
+    )
+    for change in changes:
+        assert page.evaluate(shown, {**off, **change}) is True, change
+
+
+def test_requests_that_wait_are_shown_by_class_now_and_over_time(on: Stage, open_page: Open) -> None:
+    page = open_page(on.admin.url, VIEWER)
+
+    async def crowd() -> list[int]:
+        """Each prompt takes a prefill worker 0.4 s, and more of them come at once than are sent ahead."""
+        prompts = [f"{number} " + "long " * 360 for number in range(40)]
+        return await asyncio.gather(*(complete(on.fleet, one, {"x-headrace-class": "batch"}) for one in prompts))
+
+    asking = asyncio.run_coroutine_threadsafe(crowd(), on.loop)
+    waiting = row(page, "Service classes", "batch").get_by_role("cell").nth(4)
+    expect(waiting).to_have_text(re.compile(r"^[1-9]"))
+    assert set(asking.result(timeout=60)) == {200}
+    expect(waiting).to_have_text("0")
+    expect(page.get_by_role("img", name=re.compile(r"^Waiting, .*batch: \d+ now, \d+ to [1-9]"))).to_be_visible()

@@ -135,6 +135,12 @@ CASES = [
         {'headrace_redis_up{instance="r1"}': "1x500"},
     ),
     Case(
+        "HeadraceIdentityStale",
+        30,
+        {'headrace_identity_up{instance="r0", source="jwks_url"}': "1x5 0x500"},
+        {'headrace_identity_up{instance="r0", source="jwks_url"}': "1x5 0x10 1x500"},
+    ),
+    Case(
         "HeadraceRouterSheds",
         20,
         {'headrace_http_shed_total{instance="r0"}': "0+30x500"},

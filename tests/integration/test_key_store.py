@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.admin_routes.tenants import UsageReader
 from kvstore.errors import RedisUnavailableError
 from kvstore.key_store import KeyRecord, KeyStore, key_id, open_keys
 from kvstore.usage_store import UsageStore, Used, open_usage, total
@@ -108,5 +109,22 @@ def test_old_records_are_forgotten_and_what_others_wrote_is_left_out(tmp_path: P
         assert (await keys.read_all()).keys == {TWO: ACME}
         assert await keys.remove_tenant("acme") is False
         assert key_id(TWO) == "2" * 16
+
+    run(tmp_path, test)
+
+
+def test_use_is_read_once_a_second_whoever_looks(tmp_path: Path) -> None:
+    async def test(_: Servers, __: KeyStore, usage: UsageStore) -> None:
+        clock = [0.0]
+        reader = UsageReader(usage, lambda: clock[0])
+        acme, other = ("2027-01", "acme"), ("2027-01", "other")
+        for spent, now_s, known in ((5, 0.0, 5), (6, 0.9, 5), (7, 1.0, 7)):
+            clock[0] = now_s
+            await usage.charge(*acme, {"r1": Used(1, spent)})
+            pages = await asyncio.gather(*(reader.read([acme, other]) for _ in range(3)))
+            assert [total(found[acme]).tokens for found in pages] == [known] * 3
+            assert total(pages[0][other]) == Used()
+        clock[0] = 9.0
+        assert (await reader.read([other])).keys() == {other}, "what nobody asks for is forgotten"
 
     run(tmp_path, test)

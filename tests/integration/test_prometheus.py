@@ -169,8 +169,8 @@ async def wait_for(session: aiohttp.ClientSession, url: str, expression: str) ->
     for _ in range(600):
         try:
             _, answer = await query(session, url, expression)
-        except aiohttp.ClientConnectionError:
-            pass  # it starts
+        except (aiohttp.ClientConnectionError, aiohttp.ContentTypeError):
+            pass  # it starts: 503, in plain text
         if answer and answer["data"]["result"]:
             labels: dict[str, str] = answer["data"]["result"][0]["metric"]
             return labels

@@ -239,6 +239,63 @@ def test_requests_a_minute_are_global_over_routers(tmp_path: Path) -> None:
     run(tmp_path, test, {"tenants": {"acme": {"requests_per_min": 6}}})
 
 
+def test_what_is_refused_is_counted_once_whichever_way_it_came(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        async def counted() -> dict[str, float]:
+            async with world.fleet.session.get(f"{world.routers[0]}/metrics") as response:
+                lines = (await response.text()).splitlines()
+            values = dict(line.rsplit(" ", 1) for line in lines if line[0] != "#")
+            return {name.removeprefix("headrace_"): float(value) for name, value in values.items()}
+
+        _, answer, _ = await world.complete(ACME)
+        spent = answer["usage"]["total_tokens"]
+        assert await world.call(None) == "UNAUTHENTICATED invalid_api_key"
+        assert (await world.complete("hr-wrong"))[0] == 401
+        async with world.fleet.session.get(f"{world.routers[0]}/v1/models") as response:
+            assert response.status == 401
+        for _ in range(2):  # when it begins: a smaller one would have been let in
+            assert (await world.complete(ACME, max_tokens=500))[1]["error"]["code"] == "insufficient_quota"
+        assert (await world.ask("PUT", "/tenants/acme", {"budget_tokens": spent}))[0] == 200
+
+        async def is_over() -> bool:
+            return bool((await counted()).get('tenant_budget_tokens{tenant="acme"}') == spent)
+
+        await until(is_over)
+        assert (await world.complete(ACME))[0] == 429  # before the work: nothing would be let in
+        assert await world.call(ACME) == "RESOURCE_EXHAUSTED insufficient_quota"
+        assert (await world.complete(OTHER))[1]["error"]["code"] == "model_not_allowed"
+        assert (await world.complete(OTHER, model=7))[0] == 400
+        found = await counted()
+        rejected = {name: value for name, value in found.items() if name.startswith("rejected_total") and value}
+        assert rejected == {
+            'rejected_total{reason="invalid_api_key",service_class="none"}': 3,
+            'rejected_total{reason="insufficient_quota",service_class="chat"}': 4,
+            'rejected_total{reason="model_not_allowed",service_class="chat"}': 1,
+        }
+        statuses = {
+            name.split('status="')[1][:3]: value for name, value in found.items() if name.startswith("requests_total")
+        }
+        assert statuses == {"200": 1, "400": 1, "401": 2, "403": 1, "429": 4}
+        assert found['tenant_requests_total{outcome="rejected",tenant="acme"}'] == 4
+        assert found['tenant_refused_total{reason="insufficient_quota",tenant="acme"}'] == 4
+        assert found['tenant_refused_total{reason="model_not_allowed",tenant="other"}'] == 1
+        kinds = {kind: found[f'tenant_tokens_total{{kind="{kind}",tenant="acme"}}'] for kind in ("prompt", "output")}
+        assert sum(kinds.values()) == spent and kinds["output"] == answer["usage"]["completion_tokens"]
+        assert found['tenant_budget_left_tokens{tenant="acme"}'] == 0
+        assert not any(name.startswith("identity_up") for name in found), "nothing is read from files"
+
+        async def is_told() -> bool:
+            _, view = await world.ask("GET", "/tenants/acme")
+            _, report = await world.ask("GET", "/slo")
+            chat = [one["rejected"] for one in report["classes"] if one["class_name"] == "chat"]
+            told = [rejected.get("insufficient_quota") for rejected in chat]
+            return bool(view["refused"] == {"insufficient_quota": 4} and told == [4])
+
+        await until(is_told)
+
+    run(tmp_path, test, {"tenants": {"acme": {"budget_tokens": 300}, "other": {"models": ["large"]}}})
+
+
 def test_a_stream_that_its_client_leaves_is_charged_for_what_was_sent(tmp_path: Path) -> None:
     async def test(world: World) -> None:
         world.fleet.engines["m1"].set_plan(Plan(timing=Timing(decode_s_per_token=0.02)))

@@ -3,15 +3,27 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvstore.usage_store import Used
 from router.metrics.tenants import OTHER, TenantCounts
 
-Series = dict[tuple[str, str], float]
+Series = dict[tuple[str, ...], float]
 
 
 def shown(counts: TenantCounts) -> Series:
-    """Those that are not 0."""
-    samples = counts.collect().samples
-    return {(sample.labels["tenant"], sample.labels["outcome"]): sample.value for sample in samples if sample.value}
+    """Requests of those that are not 0."""
+    return all_shown(counts)["headrace_tenant_requests"]
+
+
+def all_shown(counts: TenantCounts) -> dict[str, Series]:
+    """By family."""
+    return {
+        family.name: {
+            (sample.labels.pop("tenant"), *sample.labels.values()): sample.value
+            for sample in family.samples
+            if sample.value
+        }
+        for family in counts.collect()
+    }
 
 
 def rises(before: Series, after: Series) -> float:
@@ -60,6 +72,28 @@ def test_who_asks_most_takes_over_at_a_look_and_only_clearly() -> None:
     counts.inc("large", "met")
     counts.inc("small", "met")
     assert shown(counts) == {("large", "met"): 1.0, (OTHER, "met"): 22.0}
+
+
+def test_tokens_and_refusals_are_where_the_requests_are() -> None:
+    """Invariant 1."""
+    counts = TenantCounts(num_kept=1)
+    for tenant in ("a", "b", "c"):
+        counts.charge(tenant, Used(1, 100, 60, 7))
+        counts.inc(tenant, "met")
+    for tenant in ("a", "a", "b"):
+        counts.refuse(tenant, "insufficient_quota")
+    assert counts.shown == ("a",)
+    assert counts.refused == {"a": {"insufficient_quota": 2}}, "of those who have series"
+    assert all_shown(counts) == {
+        "headrace_tenant_requests": {
+            ("a", "met"): 1.0, ("a", "rejected"): 2.0, (OTHER, "met"): 2.0, (OTHER, "rejected"): 1.0
+        },
+        "headrace_tenant_refused": {("a", "insufficient_quota"): 2.0, (OTHER, "insufficient_quota"): 1.0},
+        "headrace_tenant_tokens": {
+            ("a", "prompt"): 100.0, ("a", "cached"): 60.0, ("a", "output"): 7.0,
+            (OTHER, "prompt"): 200.0, (OTHER, "cached"): 120.0, (OTHER, "output"): 14.0,
+        },
+    }  # fmt: skip
 
 
 def test_a_flood_of_names_is_forgotten() -> None:

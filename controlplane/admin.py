@@ -120,7 +120,7 @@ class AdminApi:
                 audit(who, method, path, _CLIENT_GONE, "cancelled")
             raise
         if route.is_change:
-            audit(answer.who or who, method, path, answer.status)
+            audit(answer.who or who, method, path, answer.status, about=answer.about)
         return answer
 
     def _routes(self, resizable: Pools | None) -> Sequence[Route]:

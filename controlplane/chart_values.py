@@ -146,6 +146,9 @@ class Monitoring(_Values):
     runbooks: str = Field(
         "", pattern=r"^(https?://.*[^/])?$", description="where docs/ is published: alerts link to it"
     )
+    token_secret: str = Field(
+        "", description="Secret with a viewer's token in the key `token`; for config.router.public_metrics: false"
+    )
 
 
 class Autoscale(_Values):

@@ -5,14 +5,19 @@ A line has no token, no cookie and no body in it: who, what, when, from where it
 
 import logging
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import msgspec
 
 AUDIT = logging.getLogger("headrace.audit")
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-def audit(who: str | None, method: str, path: str, status: int, code: str = "") -> None:
-    """`code`: of the error, or empty. `path`: without the query, which may be anything."""
+def audit(
+    who: str | None, method: str, path: str, status: int, code: str = "", about: Mapping[str, str] = _NOTHING
+) -> None:
+    """`code`: of the error, or empty. `path`: without the query, which may be anything. `about`: what was made."""
     outcome = "done" if status < 400 else "refused" if status in (401, 403) else "failed"
     line = {
         "at_s": round(time.time(), 3),  # Unix time
@@ -21,5 +26,6 @@ def audit(who: str | None, method: str, path: str, status: int, code: str = "") 
         "outcome": outcome,
         "status": status,
         **({"code": code} if code else {}),
+        **about,
     }
     AUDIT.info(msgspec.json.encode(line).decode(), extra={"fields": {"message": "audit", **line}})

@@ -13,8 +13,8 @@ from controlplane.admin_routes.route import NAME, Answer, Call, RefusedError, Ro
 from kvstore.key_store import KeyRecord, KeyStore, key_id
 from router.admin_tokens import AdminRole, digest_of
 from router.identity.doorkeeper import KEY_PREFIX
-from router.identity.follower import IdentityError, written_keys
-from router.identity_settings import IdentitySettings, KeySettings
+from router.identity.follower import IdentityError, made_settings, written_keys
+from router.identity_settings import DEFAULT_TENANT, IdentitySettings, KeySettings, TenantSettings
 from router.slo_settings import SloSettings
 
 _LONGEST_S = 10 * 366 * 86_400
@@ -81,7 +81,8 @@ class KeyRoutes:
                 errors={503: "keys_file_unreadable"}),
             Route(
                 "POST", "/keys", self._make, "Make an API key. It is in the answer, and nowhere else.", operator,
-                takes=NewKey, gives=MadeKey, errors={400: "unknown_class", 409: "keys_not_in_redis"},
+                takes=NewKey, gives=MadeKey,
+                errors={400: "unknown_class", 409: "keys_not_in_redis", 422: "class_not_open"},
             ),
             Route(
                 "POST", "/keys/{id}/rotate", self._rotate, "Make a key like it; the old one holds for a while.",
@@ -104,7 +105,8 @@ class KeyRoutes:
             allowed = ", ".join(self.slo.classes)
             message = f"there is no class {wanted.service_class[:64]!r}; there are {allowed} (slo.classes)"
             raise RefusedError(400, "unknown_class", message)
-        return json_answer(await self._add(call, wanted))
+        await self._check_open_to(wanted.tenant, wanted.service_class)
+        return _made_answer(await self._add(call, wanted))
 
     async def _rotate(self, call: Call) -> Answer:
         asked = call.read(Rotation)
@@ -115,7 +117,7 @@ class KeyRoutes:
             raise RefusedError(410, "key_ended", f"the key {key_id(digest)} has ended: make a new one")
         made = await self._add(call, NewKey(old.tenant, old.service_class, asked.expires_s, old.note))
         await self.store.end_key(digest, at_s=now_s + asked.overlap_s, revoke=False)
-        return json_answer(made)
+        return _made_answer(made)
 
     async def _revoke(self, call: Call) -> Answer:
         digest, _ = await self._find(call.path["id"])
@@ -148,10 +150,23 @@ class KeyRoutes:
             for digest, key in (await read_written(self.identity)).items()
         }
 
+    async def _check_open_to(self, tenant: str, service_class: str | None) -> None:
+        """Raises RefusedError for a class that the tenant may not have: its requests would run as another."""
+        tenants = {**self.identity.tenants, **made_settings((await self.store.read_all()).tenants)}
+        settings = tenants.get(tenant) or tenants.get(DEFAULT_TENANT) or TenantSettings()
+        if service_class is not None and settings.classes is not None and service_class not in settings.classes:
+            allowed = ", ".join(settings.classes)
+            message = f"the class {service_class!r} is not open to {tenant}; its classes are {allowed}"
+            raise RefusedError(422, "class_not_open", message)
+
     def _check_open(self) -> None:
         if not self.identity.keys_in_redis:
             message = "identity.keys_in_redis is false: routers would not know the key; add it to identity.keys_file"
             raise RefusedError(409, "keys_not_in_redis", message)
+
+
+def _made_answer(made: MadeKey) -> Answer:
+    return json_answer(made, about={"tenant": made.tenant, "key": made.id})
 
 
 async def read_written(identity: IdentitySettings) -> Mapping[str, KeySettings]:

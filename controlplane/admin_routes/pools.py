@@ -120,7 +120,7 @@ def _resizable(pools: Pools | None) -> Pools:
     if pools is None:
         message = (
             "these workers are not run by Headrace's Ray Serve application: on Kubernetes change the chart's value "
-            "`pools.ROLE.replicas` or use `kubectl scale`; elsewhere start or stop `headrace worker join`"
+            "`config.pools.ROLE` or use `kubectl scale`; elsewhere start or stop `headrace worker join`"
         )
         raise RefusedError(409, "pools_are_elsewhere", message)
     return pools

@@ -30,6 +30,7 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
     stream: AsyncIterator[bytes] | None = None
     who: str | None = None  # for the audit, where it was not known before
+    about: Mapping[str, str] = field(default_factory=dict)  # for the audit: what the path does not say
 
 
 @dataclass(slots=True, eq=False)  # eq would take away the hash that every exception has
@@ -145,7 +146,11 @@ class RouteTable:
 
 
 def json_answer(
-    value: Any, status: int = 200, headers: Mapping[str, str] | None = None, who: str | None = None
+    value: Any,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    who: str | None = None,
+    about: Mapping[str, str] | None = None,
 ) -> Answer:
     """A value as JSON."""
-    return Answer(status, msgspec.json.encode(value), headers=headers or {}, who=who)
+    return Answer(status, msgspec.json.encode(value), headers=headers or {}, who=who, about=about or {})

@@ -56,7 +56,7 @@ function SearchForm({ wanted, classes, workers, onSearch }) {
     <label class="grow">Request id begins with<input name="request" type="search" autocomplete="off" spellcheck=${false} /></label>
     <${Select} name="class" label="Class">${classes.map(option)}</${Select}>
     <${Select} name="outcome" label="Outcome">
-      ${["done", "rejected", "failed", "cancelled"].map(option)}
+      ${["done", "missed", "rejected", "failed", "cancelled"].map(option)}
       <optgroup label="Rejected because">${REASON_CODES.map((code) => html`<option value=${code}>${reason(code)}</option>`)}</optgroup>
     </${Select}>
     <${Select} name="worker" label="Worker">${workers.map(option)}</${Select}>

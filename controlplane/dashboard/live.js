@@ -41,6 +41,7 @@ export class Live {
   #abort = null;
   #again = () => {};
   #hiddenSince = null;
+  #poolsAreElsewhere = false; // on Kubernetes: not asked for again
   #ticks = 0;
 
   constructor() {
@@ -93,11 +94,16 @@ export class Live {
   async lookAgain() {
     const [classes, pools, experts, identity, tenants, keys] = await Promise.all([
       ask("GET", "classes").catch(() => this.state.classes),
-      ask("GET", "pools").catch((error) => (error.status === 409 ? [] : this.state.pools)),
+      this.#poolsAreElsewhere ? [] : ask("GET", "pools").catch((error) => this.#noPools(error)),
       ask("GET", "experts").then((found) => found.engines, () => this.state.experts),
       ...["identity", "tenants", "keys"].map((name) => ask("GET", name).catch(() => this.state[name])),
     ]);
     this.#set({ classes, pools, experts, identity, tenants, keys });
+  }
+
+  #noPools(error) {
+    this.#poolsAreElsewhere = error.status === 409;
+    return this.#poolsAreElsewhere ? [] : this.state.pools;
   }
 
   async #follow() {

@@ -33,6 +33,10 @@ OPENED = {
     "config": {"admin": {"host": "0.0.0.0", "tokens_file": f"{SECRETS}/operators/tokens.yaml"}},
     "secrets": {"operators": {"secret": "headrace-operators"}},
 }
+CLOSED_METRICS = {
+    "config": {"admin": {"tokens_file": f"{SECRETS}/operators/tokens.yaml"}, "router": {"public_metrics": False}},
+    "secrets": {"operators": {"secret": "headrace-operators"}},
+}
 
 
 @pytest.mark.parametrize("which", ALL)
@@ -153,6 +157,14 @@ def test_monitoring_wraps_what_is_there(tmp_path: Path) -> None:
     assert [found for manifest in rendered.manifests if (found := problem(manifest, "1.37"))] == []
 
 
+def test_closed_metrics_are_scraped_with_a_token() -> None:
+    monitors = render_values({**CLOSED_METRICS, "monitoring": {"podMonitors": True, "tokenSecret": "viewer"}})
+    (monitor,) = monitors.of("PodMonitor").values()
+    (http,) = [one for one in monitor["spec"]["podMetricsEndpoints"] if one["port"] == "http"]
+    assert http["authorization"] == {"credentials": {"name": "viewer", "key": "token"}}
+    assert [found for manifest in monitors.manifests if (found := problem(manifest, "1.37"))] == []
+
+
 def test_alerts_link_to_where_the_runbooks_are() -> None:
     links = {
         rule["annotations"]["runbook_url"].rpartition("/")[0]
@@ -196,6 +208,8 @@ def test_defaults_in_templates_are_those_of_the_config() -> None:
         ({"autoscaling": {"mixed": {"max": 3, "triggers": [{"type": "cpu"}]}}}, "config.pools.mixed is 0"),
         ({"mode": "kuberay", "autoscaling": {"decode": {"max": 3}}}, "works with mode: plain only"),
         ({"config": {"admin": {"host": "0.0.0.0"}}}, "config.admin.tokens_file has to say who may"),
+        ({"config": {"router": {"public_metrics": False}}}, "config.admin.tokens_file has to say who reads metrics"),
+        ({**CLOSED_METRICS, "monitoring": {"podMonitors": True}}, "monitoring.tokenSecret has to name"),
         ({"mode": "kuberay", **OPENED}, "with mode: kuberay it stays on loopback"),
         ({"adminIngress": {"host": "a.example"}}, "config.admin.host has to be 0.0.0.0"),
         ({**OPENED, "adminIngress": {"host": "a.example"}}, "adminIngress.tlsSecret has to be"),

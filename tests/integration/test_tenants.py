@@ -179,6 +179,8 @@ def test_models_and_classes_that_are_not_open_are_403(tmp_path: Path) -> None:
             f"{world.routers[0]}/v1/completions", json=body, headers=headers
         ) as response:
             assert (response.status, (await response.json())["error"]["code"]) == (403, "class_not_allowed")
+        status, refused = await world.ask("POST", "/keys", {"tenant": "other", "class": "batch"})
+        assert (status, refused["error"]["code"]) == (422, "class_not_open"), "its requests would run as another"
 
     classes = {**SLO["classes"], "batch": {"ttft_s": 200, "tpot_s": 20, "deadline_s": 300}}
     tenants = {"acme": {"models": ["large"]}, "other": {"classes": ["chat"]}}
@@ -508,6 +510,8 @@ def test_admin_routes_are_closed_by_default_and_changes_are_audited_without_keys
             assert (await world.ask("DELETE", f"/keys/{digest_of(ACME)[:16]}"))[1]["error"]["code"] == "key_in_file"
             assert (await world.ask("DELETE", "/keys/none"))[0] == 404
             assert (await world.ask("PUT", "/tenants/acme", {"budget_tokens": -1}))[0] == 400
+            closed_to = {"classes": ["other"]}
+            assert (await world.ask("PUT", "/tenants/acme", closed_to))[0] == 400, "there is no such class"
             assert (await world.ask("PUT", "/tenants/acme", {"weight": 2}))[1]["source"] == "admin"
             assert (await world.ask("DELETE", "/tenants/acme"))[1]["source"] == "default"
             _, listed = await world.ask("GET", "/keys", token=VIEWER)
@@ -515,9 +519,8 @@ def test_admin_routes_are_closed_by_default_and_changes_are_audited_without_keys
         finally:
             logger.removeHandler(handler)
         parsed = [json.loads(line) for line in lines]
-        assert {"who": "olga", "action": "POST /keys", "outcome": "done"}.items() <= next(
-            line for line in parsed if line["status"] == 200
-        ).items()
+        done = {"who": "olga", "action": "POST /keys", "outcome": "done", "tenant": "acme", "key": made["id"]}
+        assert done.items() <= next(line for line in parsed if line["status"] == 200).items()
         assert sum(line["outcome"] == "refused" for line in parsed) >= 8
         assert made["key"] not in "".join(lines)
         async with redis.asyncio.Redis.from_url(world.fleet.redis_url) as client:

@@ -23,6 +23,14 @@
 {{- end -}}
 {{- include "headrace.checkFiles" . -}}
 {{- include "headrace.checkAdmin" . -}}
+{{- if not (dig "router" "public_metrics" true $config) -}}
+  {{- if not (dig "admin" "tokens_file" nil $config) -}}
+    {{- fail "config.router.public_metrics is false, so config.admin.tokens_file has to say who reads metrics" -}}
+  {{- end -}}
+  {{- if and .Values.monitoring.podMonitors (not .Values.monitoring.tokenSecret) -}}
+    {{- fail "config.router.public_metrics is false, so monitoring.tokenSecret has to name a Secret with a viewer's token" -}}
+  {{- end -}}
+{{- end -}}
 {{- range $kind, $scale := .Values.autoscaling -}}
   {{- if $scale -}}
     {{- if eq (empty $scale.metrics) (empty $scale.triggers) -}}

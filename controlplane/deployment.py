@@ -202,7 +202,8 @@ def running(config: Config, application: Any) -> Iterator[None]:
     finally:
         # Ray's own threads print the controller's intended death as an error, on whatever sys.stdout is then.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            serve.shutdown()
+            if ray.is_initialized():  # else Ray has died, and Serve would start another to shut down
+                serve.shutdown()
 
 
 def _http_options(config: Config) -> dict[str, Any]:

@@ -19,7 +19,7 @@ DYNAMO_NEEDS := uvloop packaging typing_extensions pyyaml msgspec "pydantic<=2.1
 up: venv  ## router and 1P1D vLLM on this machine, until Ctrl-C; UP_ARGS="--pools 2P1D" for more
 	@exec $(BIN)/headrace up $(UP_ARGS)
 
-test: venv lint tools  ## everything CI runs
+test: venv lint chart-scan tools  ## everything CI runs
 	$(BIN)/python -m pytest -m "not own_cluster and not soak"
 	@$(BIN)/python -m pytest -m soak >$(VENV)/soak.log 2>&1 & soak=$$!; trap "kill $$soak 2>/dev/null" EXIT INT TERM; \
 	$(BIN)/python -m pytest -m own_cluster; others=$$?; \

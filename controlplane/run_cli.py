@@ -18,7 +18,7 @@ from kvstore.errors import KvStoreError
 from kvstore.types import WorkerId
 from router.admin_tokens import AdminTokensError
 from router.http_listener import PortTakenError
-from router.identity.follower import IdentityError
+from router.identity.sources import IdentityError
 from router.tls import TlsError
 from workers.engine_tls import EngineTlsError
 from workers.types import Role

@@ -30,7 +30,7 @@ from kvstore.leases import LeaseStore, open_leases
 from kvstore.redis_url import without_password
 from router.admin_tokens import AdminTokens, AdminTokensError
 from router.http.settings import HttpSettings
-from router.identity.follower import file_problems
+from router.identity.sources import file_problems
 from router.settings import GrpcSettings, ListenSettings
 from router.tls import TlsError, build_context
 from router.tls_settings import TlsSettings

@@ -13,7 +13,7 @@ from controlplane.admin_routes.route import NAME, Answer, Call, RefusedError, Ro
 from kvstore.key_store import KeyRecord, KeyStore, key_id
 from router.admin_tokens import AdminRole, digest_of
 from router.identity.doorkeeper import KEY_PREFIX
-from router.identity.follower import IdentityError, made_settings, written_keys
+from router.identity.sources import IdentityError, made_settings, written_keys
 from router.identity_settings import DEFAULT_TENANT, IdentitySettings, KeySettings, TenantSettings
 from router.slo_settings import SloSettings
 

@@ -14,8 +14,8 @@ from controlplane.admin_routes.route import NAME, Answer, Call, RefusedError, Ro
 from kvstore.key_store import Kept, KeyStore
 from kvstore.usage_store import ByRouter, UsageStore, Used, total
 from router.admin_tokens import AdminRole
-from router.identity.follower import made_settings
 from router.identity.quota import period_of
+from router.identity.sources import made_settings
 from router.identity_settings import DEFAULT_TENANT, IdentitySettings, KeySettings, TenantSettings
 from router.slo_settings import SloSettings
 

@@ -7,32 +7,24 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Coroutine
 from typing import Any
 
 import aiohttp
-import msgspec
-import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from kvstore.errors import RedisUnavailableError
 from kvstore.key_store import Kept, KeyStore
 from router.identity.cache_salts import CacheSalts
 from router.identity.doorkeeper import Doorkeeper
 from router.identity.jwt_tokens import JwksError, JwtTokens
-from router.identity_settings import IdentitySettings, KeyDigest, KeySettings, TenantSettings
+from router.identity.sources import IdentityError, parse_keys, read_secret, read_text
+from router.identity_settings import IdentitySettings, TenantSettings
 
 _log = logging.getLogger(__name__)
-_KEYS = TypeAdapter(dict[KeyDigest, KeySettings])
 _JWKS_TIMEOUT_S = 10.0
 _MOST_JWKS_BYTES = 1 << 20
-_LEAST_SECRET_BYTES = 16
 _NEW_KEY_WAIT_S = 10.0  # between two fetches for a key that a token names and nobody knows, or after a failure
-
-
-class IdentityError(Exception):
-    """A file that the configuration names cannot be used; says which setting."""
 
 
 class IdentityFollower:
@@ -55,14 +47,14 @@ class IdentityFollower:
         """Know everything once. Raises IdentityError, and RedisUnavailableError where Redis has the salts' secret."""
         settings = self._settings
         if settings.keys_file is not None:
-            self._take_keys(_read_text(settings.keys_file, "identity.keys_file"))
+            self._take_keys(read_text(settings.keys_file, "identity.keys_file"))
         if settings.salt_secret_file is not None:
-            self._secret = _read_secret(settings.salt_secret_file)
+            self._secret = read_secret(settings.salt_secret_file)
         elif settings.isolate_caches != "off":
             self._secret = await self._store.secret()
         self._doorkeeper.tokens = self._jwt
         if settings.jwt is not None and settings.jwt.jwks_file is not None:
-            self._take_jwks(_read_text(settings.jwt.jwks_file, "identity.jwt.jwks_file").encode())
+            self._take_jwks(read_text(settings.jwt.jwks_file, "identity.jwt.jwks_file").encode())
         elif settings.jwt is not None:
             await self._fetch_jwks()
         if self._follows_redis:
@@ -102,10 +94,10 @@ class IdentityFollower:
         settings = self._settings
         with _logged(self._refused, "identity.keys_file"):
             if settings.keys_file is not None:
-                self._take_keys(await asyncio.to_thread(_read_text, settings.keys_file, "identity.keys_file"))
+                self._take_keys(await asyncio.to_thread(read_text, settings.keys_file, "identity.keys_file"))
         if settings.jwt is not None and settings.jwt.jwks_file is not None:
             with _logged(self._refused, "identity.jwt.jwks_file"):
-                raw = await asyncio.to_thread(_read_text, settings.jwt.jwks_file, "identity.jwt.jwks_file")
+                raw = await asyncio.to_thread(read_text, settings.jwt.jwks_file, "identity.jwt.jwks_file")
                 self._take_jwks(raw.encode())
         elif settings.jwt is not None and self._jwt is not None:
             is_urgent = self._jwt.wants_keys or "identity.jwt.jwks_url" in self._refused
@@ -224,20 +216,6 @@ async def _survived(look: Coroutine[Any, Any, None]) -> None:
         _log.exception("following keys and tenants: this look failed")
 
 
-def parse_keys(text: str, name: str) -> dict[str, KeySettings]:
-    """The keys in a file's text. Raises IdentityError, without a word of what is in it: it may be a key."""
-    try:
-        tree = yaml.safe_load(text)
-        return _KEYS.validate_python({} if tree is None else tree)
-    except yaml.YAMLError:
-        raise IdentityError(f"identity.keys_file: {name} is not valid YAML") from None
-    except ValidationError as error:
-        raise IdentityError(
-            f"identity.keys_file: {name}: {error.error_count()} mistake(s), the first: {error.errors()[0]['type']}; "
-            "allowed: the SHA-256 of each key in hex, and with it {tenant: NAME, class: NAME, expires_at: TIME}"
-        ) from None
-
-
 class _logged(contextlib.AbstractContextManager[None]):  # noqa: N801  reads as the function it is
     """Log an IdentityError once, until the same thing has worked again."""
 
@@ -255,50 +233,3 @@ class _logged(contextlib.AbstractContextManager[None]):  # noqa: N801  reads as 
             _log.error("%s; going on with what was known before", error)
         self._refused.add(self._what)
         return True
-
-
-def written_keys(settings: IdentitySettings) -> dict[str, KeySettings]:
-    """The keys of the configuration and of `keys_file`, as it is now. Raises IdentityError."""
-    name = settings.keys_file
-    in_file = parse_keys(_read_text(name, "identity.keys_file"), name) if name is not None else {}
-    return {**in_file, **settings.keys}
-
-
-def file_problems(settings: IdentitySettings) -> Iterator[str]:
-    """What a router that starts with them would say of the files that are named."""
-    try:
-        written_keys(settings)
-    except IdentityError as error:
-        yield str(error)
-    try:
-        if settings.salt_secret_file is not None:
-            _read_secret(settings.salt_secret_file)
-        if settings.jwt is not None and settings.jwt.jwks_file is not None:
-            _read_text(settings.jwt.jwks_file, "identity.jwt.jwks_file")
-    except IdentityError as error:
-        yield str(error)
-
-
-def _read_text(name: str, setting: str) -> str:
-    try:
-        return Path(name).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise IdentityError(f"{setting}: {name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _read_secret(name: str) -> bytes:
-    secret = _read_text(name, "identity.salt_secret_file").strip().encode()
-    if len(secret) < _LEAST_SECRET_BYTES:
-        raise IdentityError(
-            f"identity.salt_secret_file: {name} has {len(secret)} bytes; allowed: {_LEAST_SECRET_BYTES} or more"
-        )
-    return secret
-
-
-def made_settings(tenants: Mapping[str, bytes]) -> dict[str, TenantSettings]:
-    """Settings kept in Redis that can be read."""
-    found: dict[str, TenantSettings] = {}
-    for name, raw in tenants.items():
-        with contextlib.suppress(ValidationError, msgspec.DecodeError):
-            found[name] = TenantSettings.model_validate_json(raw)
-    return found

@@ -19,7 +19,8 @@ from router.admin_tokens import digest_of
 from router.errors import ApiError
 from router.identity.cache_salts import CacheSalts
 from router.identity.doorkeeper import Doorkeeper
-from router.identity.follower import IdentityError, IdentityFollower
+from router.identity.follower import IdentityFollower
+from router.identity.sources import IdentityError
 from router.identity_settings import IdentitySettings
 from tests.redis_servers import Servers, plain_server
 

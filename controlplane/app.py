@@ -111,8 +111,9 @@ async def _route(
     prompts = PromptIndex(tokenizer, index, config.index.block_size_tokens)
     gate, salts = ClassGate(), CacheSalts()
     door = Doorkeeper(config.identity, time.time, trusts_tenant_header=config.slo.trust_tenant_header)
-    ledger, identity = await _follow_identity(plan, stack, door, salts)
-    service = await _follow(plan, stack, prompts, gate, ledger)
+    replica_id = secrets.token_hex(8)  # of this process: one that starts again is another
+    ledger, identity = await _follow_identity(plan, stack, replica_id, door, salts)
+    service = await _follow(plan, stack, replica_id, prompts, gate, ledger)
     service.metrics.watch_identity(door, ledger, lambda: identity.sources)
     desk = FrontDesk(
         settings,
@@ -152,7 +153,7 @@ def _spare_the_collector(stack: AsyncExitStack) -> None:
 
 
 async def _follow_identity(
-    plan: RouterPlan, stack: AsyncExitStack, door: Doorkeeper, salts: CacheSalts
+    plan: RouterPlan, stack: AsyncExitStack, replica_id: str, door: Doorkeeper, salts: CacheSalts
 ) -> tuple[UsageLedger, IdentityFollower]:
     """What tenants use, and the tasks that follow keys, tenants and their use through Redis."""
     config, namespace = plan.config, plan.config.redis.namespace
@@ -163,13 +164,12 @@ async def _follow_identity(
     await follower.start()
     if config.router.endpoint_picker.enabled and salts.is_on:
         _log.warning("tenants share cached prefixes where a gateway carries their requests: docs/endpoint-picker.md")
-    router_id = secrets.token_hex(8)
-    ledger = UsageLedger(router_id)
+    ledger = UsageLedger(replica_id)
     exchange = UsageExchange(
         board,
         usage,
         ledger,
-        router_id,
+        replica_id,
         interval_s=config.board.report_interval_s,
         limited=lambda: door.limited_tenants,
         is_active=lambda: door.is_active,
@@ -182,7 +182,12 @@ async def _follow_identity(
 
 
 async def _follow(
-    plan: RouterPlan, stack: AsyncExitStack, prompts: PromptIndex, gate: ClassGate, ledger: UsageLedger
+    plan: RouterPlan,
+    stack: AsyncExitStack,
+    replica_id: str,
+    prompts: PromptIndex,
+    gate: ClassGate,
+    ledger: UsageLedger,
 ) -> RouterService:
     """The service, and the tasks that follow leases, KV blocks, other replicas and operators through Redis into it."""
     config, settings, namespace = plan.config, plan.config.router, plan.config.redis.namespace
@@ -194,7 +199,6 @@ async def _follow(
     stack.push_async_callback(client.close)
     proofs = TokenProofs(client, prompts.tokenizer)
     stack.push_async_callback(proofs.close)
-    replica_id = secrets.token_hex(8)
     history = build_history(settings, replica_id)
     recipe = core_recipe(settings, config.slo, seed=secrets.randbits(63))
     warm_by_s = time.monotonic() + _WARM_UP_S

@@ -26,7 +26,7 @@ class UsageExchange:
         board: Board,
         store: UsageStore,
         ledger: UsageLedger,
-        router_id: str,
+        replica_id: str,
         *,
         interval_s: float,
         limited: Callable[[], Mapping[str, Allowance]],
@@ -35,7 +35,7 @@ class UsageExchange:
         self._board = board
         self._store = store
         self._ledger = ledger
-        self._router_id = router_id
+        self._replica_id = replica_id
         self._interval_s = interval_s
         self._limited = limited
         self._is_active = is_active
@@ -65,7 +65,7 @@ class UsageExchange:
             owed = self._ledger.owed(self._limited(), time.time())
             self._ledger.on_charged(await self._store.charge_all(owed), time.time())
             report = self._ledger.report(time.time())
-            await self._board.usage.put(self._router_id, report, _MISSED_REPORTS * self._interval_s)
+            await self._board.usage.put(self._replica_id, report, _MISSED_REPORTS * self._interval_s)
             self._ledger.on_told()
             self._ledger.on_reports(await self._board.usage.read_all(), time.time())
         except RedisUnavailableError as error:

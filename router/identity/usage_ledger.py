@@ -86,8 +86,8 @@ _Key = tuple[str, str]  # period and tenant
 class UsageLedger:
     """One router's. Times are Unix seconds."""
 
-    def __init__(self, router_id: str) -> None:
-        self._router_id = router_id
+    def __init__(self, replica_id: str) -> None:
+        self._replica_id = replica_id
         self._tenants: dict[_Key, _Tenant] = {}
         self._periods: dict[str, tuple[float, str]] = {}  # by kind: until when which
         self._live: frozenset[str] = frozenset()
@@ -175,11 +175,11 @@ class UsageLedger:
                 # One that has lost its memory is told again, of all whom we know (invariant 2).
                 lost = {name: used for name, used in tenant.durable.items() if _most(durable, name, used) is not None}
                 for name, used in lost.items():
-                    if name != self._router_id:
+                    if name != self._replica_id:
                         ended, held = tenant.heard.get(name, (Used(), 0))
                         tenant.heard[name] = (ended.most(used), held)
                 if tenant.base is None:
-                    tenant.base = durable.get(self._router_id, Used())
+                    tenant.base = durable.get(self._replica_id, Used())
                 tenant.durable = durable
                 tenant.read_at_s = now_s
                 self._count_others(tenant)
@@ -217,7 +217,7 @@ class UsageLedger:
 
     def on_reports(self, records: Mapping[str, bytes], now_s: float) -> None:
         """What every router that is there says, this one included or not."""
-        others = {name: decode(data) for name, data in records.items() if name != self._router_id}
+        others = {name: decode(data) for name, data in records.items() if name != self._replica_id}
         self._live = frozenset(others)
         self.num_routers = len(others) + 1
         minute = int(now_s // MINUTE_S)
@@ -280,7 +280,7 @@ class UsageLedger:
     def _ended(self, tenant: _Tenant) -> Iterable[tuple[str, Used]]:
         """Our own total, and of those that have gone what they said last."""
         if tenant.ended.requests and tenant.base is not None:
-            yield self._router_id, tenant.own
+            yield self._replica_id, tenant.own
         for name, (ended, _) in tenant.heard.items():
             if name not in self._live:
                 yield name, ended
@@ -289,7 +289,7 @@ class UsageLedger:
         """Invariant 3."""
         counted = 0
         for name in {*tenant.durable, *tenant.heard}:
-            if name == self._router_id:
+            if name == self._replica_id:
                 continue
             ended, held = tenant.heard.get(name, (Used(), 0))
             said = ended.tokens + (held if name in self._live else 0)

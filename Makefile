@@ -20,10 +20,14 @@ up: venv  ## router and 1P1D vLLM on this machine, until Ctrl-C; UP_ARGS="--pool
 	@exec $(BIN)/headrace up $(UP_ARGS)
 
 test: venv lint chart-scan tools  ## everything CI runs
-	$(BIN)/python -m pytest -m "not own_cluster and not soak"
-	@$(BIN)/python -m pytest -m soak >$(VENV)/soak.log 2>&1 & soak=$$!; trap "kill $$soak 2>/dev/null" EXIT INT TERM; \
-	$(BIN)/python -m pytest -m own_cluster; others=$$?; \
-	wait $$soak; soaked=$$?; cat $(VENV)/soak.log; exit $$((others + soaked))
+	$(call beside,tests/unit tests/property,-m "not own_cluster and not soak" --ignore tests/unit --ignore tests/property)
+	$(call beside,-m soak,-m own_cluster)
+
+# Two runs of pytest, of which the second waits for engines most of the time; what the first says comes last.
+define beside
+@$(BIN)/python -m pytest $(1) >$(VENV)/beside.log 2>&1 & first=$$!; trap "kill $$first 2>/dev/null" EXIT INT TERM; \
+$(BIN)/python -m pytest $(2); second=$$?; wait $$first; first=$$?; cat $(VENV)/beside.log; exit $$((first + second))
+endef
 
 lint: venv
 	$(BIN)/ruff check .

@@ -1,16 +1,18 @@
 """Claim: fitted while it serves, the latency model predicts a worker within a few per cent where the prior is far off.
 
-    python -m tests.bench.latency_fit
+    python -m tests.bench.latency_fit PERF_MODEL_CSV PROFILER_JSON
 
-Real measurements of vLLM-like engines, if ../shared/traces holds them (its README says from where):
-  splitwise    llama2-70b and bloom-176b on A100 and H100, TP 2 to 8: rows as measured. 7 of 10 rows in random order are
-               learned from, the rest is predicted.
-  distserve    coefficients that were fitted to OPT-13B to 175B; samples with 10 % of noise are drawn from them, half
+Real measurements of vLLM-like engines, from two public repositories:
+  splitwise    Mutinifni/splitwise-sim, data/perf_model.csv (MIT): llama2-70b and bloom-176b on A100 and H100, TP 2 to
+               8: rows as measured. 7 of 10 rows in random order are learned from, the rest is predicted.
+  distserve    LLMServe/DistServe, simdistserve/estimators/profile_data/profiler-a100-80g.distserve.json (Apache-2.0):
+               coefficients that were fitted to OPT-13B to 175B; samples with 10 % of noise are drawn from them, half
                the prompts behind others, and what is predicted is judged without noise. Decode is piecewise linear in
                the batch there, so one line cannot be exact.
 Rows of Splitwise where a larger batch took less time than half of it did not fit into the GPUs' memory; left out.
 """
 
+import argparse
 import csv
 import json
 import math
@@ -25,9 +27,6 @@ from typing import Any, NamedTuple
 from router.latency import LatencyPrior, WorkerLatency
 from router.latency.fitted_time import COLD_SAMPLES
 
-TRACES = Path(__file__).parents[3] / "shared" / "traces"
-SPLITWISE = TRACES / "splitwise_perf" / "perf_model.csv"
-DISTSERVE = TRACES / "distserve_profile" / "profiler-a100-80g.distserve.json"
 SEEDS = range(5)
 STREAMED = 200  # samples of each kind drawn from a DistServe profile
 
@@ -51,10 +50,10 @@ class Errors(NamedTuple):
     fitted: float  # on rows that were not learned from
 
 
-def splitwise() -> Iterator[tuple[str, list[Row]]]:
+def splitwise(path: Path) -> Iterator[tuple[str, list[Row]]]:
     """Rows of each (model, GPU, TP) of Splitwise's measurements."""
     measured: dict[str, list[dict[str, str]]] = defaultdict(list)
-    with SPLITWISE.open() as file:
+    with path.open() as file:
         for row in csv.DictReader(file):
             measured[f"{row['model']} {row['hardware']} TP{row['tensor_parallel']}"].append(row)
     for name, rows in measured.items():
@@ -85,9 +84,9 @@ def _splitwise_row(row: dict[str, str]) -> Row:
     )
 
 
-def distserve() -> Iterator[tuple[str, list[Row]]]:
+def distserve(path: Path) -> Iterator[tuple[str, list[Row]]]:
     """Samples drawn from each (model, TP) of DistServe's profiles."""
-    for model, by_parallelism in json.loads(DISTSERVE.read_text()).items():
+    for model, by_parallelism in json.loads(path.read_text()).items():
         for tensor_parallel, profile in by_parallelism.items():
             rng = Random(f"{model} {tensor_parallel}")
             yield f"distserve {model} TP{tensor_parallel}", [_distserve_row(profile, rng) for _ in range(STREAMED)]
@@ -175,13 +174,13 @@ def cost_us() -> dict[str, float]:
 
 def main() -> None:
     """Print the table and one JSON line."""
-    missing = [str(path) for path in (SPLITWISE, DISTSERVE) if not path.exists()]
-    if missing:
-        print(f"skipped: {', '.join(missing)} not found")
-        return
+    parser = argparse.ArgumentParser(description="Against measurements that others have published.")
+    parser.add_argument("perf_model_csv", type=Path)
+    parser.add_argument("profiler_json", type=Path)
+    given = parser.parse_args()
     print(f"{'mean error, %':<42}{'prefill: prior':>15} first 20   fitted{'step: prior':>14} first 20   fitted")
     totals: dict[str, list[Errors]] = defaultdict(list)
-    for name, rows in (*splitwise(), *distserve()):
+    for name, rows in (*splitwise(given.perf_model_csv), *distserve(given.profiler_json)):
         runs = [stream(rows, seed) for seed in SEEDS]
         kinds = [Errors(*(mean(column) for column in zip(*kind, strict=True))) for kind in zip(*runs, strict=True)]
         print(f"{name:<42}" + "".join(f"{e.prior:>15.1%}{e.early:>9.1%}{e.fitted:>9.1%}" for e in kinds))

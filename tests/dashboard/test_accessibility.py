@@ -45,7 +45,9 @@ def test_axe_is_clean_in_every_state(on: Stage, open_page: Open) -> None:
     page.context.set_offline(True)
     page.get_by_label("Outcome").select_option("cancelled")
     page.get_by_role("button", name="Search").click()
-    expect(page.get_by_role("alert").filter(has_text="This could not be read.")).to_be_visible()
+    expect(
+        page.get_by_role("region", name="Decisions").get_by_role("alert").filter(has_text="This could not be read.")
+    ).to_be_visible()
     check(page, "failure")
 
 

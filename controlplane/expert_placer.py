@@ -28,6 +28,7 @@ from controlplane.placement.split import fast_shares
 from controlplane.placement.types import Placement, PlacementError, Tokens, Topology
 from kvstore.errors import RedisUnavailableError
 from kvstore.types import WorkerId
+from router.interval import wait_at_most
 from workers.errors import WorkerError
 from workers.expert_client import ExpertClient, NoExpertsError
 from workers.expert_placement import ExpertReport, PlacementReply
@@ -106,11 +107,7 @@ class ExpertPlacer:
         """Look at all engines every `interval_s`."""
         while not self._stopping.is_set():
             await self.look(time.monotonic())
-            try:
-                async with asyncio.timeout(self.settings.interval_s):
-                    await self._stopping.wait()
-            except TimeoutError:
-                pass
+            await wait_at_most(self._stopping, self.settings.interval_s)
 
     def stop(self) -> None:
         """Let `run` end."""

@@ -165,3 +165,8 @@ def _options(address: RedisAddress, settings: RedisSettings, *, with_password: b
             "ssl_check_hostname": settings.tls_check_hostname,
         }
     return options
+
+
+def text_of(value: bytes | str) -> str:
+    """A name or number as Redis gave it: bytes, or text with some protocols."""
+    return value if isinstance(value, str) else value.decode(errors="replace")

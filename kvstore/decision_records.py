@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from kvstore.connection import RedisLink
+from kvstore.connection import RedisLink, text_of
 
 MAX_RECORDS = 20_000
 MAX_RECORD_BYTES = 16_384
@@ -59,7 +59,7 @@ class DecisionRecords:
         with self._link.translated():
             client = self._link.client
             ids: Any = await client.zrevrange(self._order_key, skip, skip + limit - 1)
-            names = [_text(request_id) for request_id in ids]
+            names = [text_of(request_id) for request_id in ids]
             pipe = client.pipeline(transaction=False)
             for name in names:
                 pipe.get(self._key(name))
@@ -76,7 +76,3 @@ class DecisionRecords:
 
     def _key(self, request_id: str) -> str:
         return f"{self._prefix}:{request_id}"
-
-
-def _text(value: bytes | str) -> str:
-    return value if isinstance(value, str) else value.decode(errors="replace")

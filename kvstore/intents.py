@@ -18,7 +18,7 @@ from enum import StrEnum
 import msgspec
 
 from kvstore.channel import Channel
-from kvstore.connection import RedisLink
+from kvstore.connection import RedisLink, text_of
 from kvstore.settings import RedisSettings
 
 _KEPT = "kept"
@@ -82,7 +82,7 @@ class IntentStore:
         """As they are now. Fields that another version wrote are left out."""
         with self._link.translated():
             raw: Mapping[bytes | str, bytes | str] = await self._link.client.hgetall(self._key)
-        fields = {_text(name): value for name, value in raw.items()}
+        fields = {text_of(name): value for name, value in raw.items()}
         return Intents(_of(Kind.DRAIN, fields), _of(Kind.PAUSED, fields), is_kept=_KEPT in fields)
 
     async def restore(self, known: Intents) -> None:
@@ -139,7 +139,3 @@ def _decode(value: bytes | str) -> Intent | None:
         return msgspec.json.decode(value, type=Intent)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-
-
-def _text(value: bytes | str) -> str:
-    return value if isinstance(value, str) else value.decode(errors="replace")

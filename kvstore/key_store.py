@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from kvstore.channel import Channel
-from kvstore.connection import RedisLink
+from kvstore.connection import RedisLink, text_of
 from kvstore.settings import RedisSettings
 
 _KEPT = "kept"
@@ -135,12 +135,12 @@ class KeyStore:
             raw_keys: Mapping[Any, Any] = await client.hgetall(self._keys)
             raw_tenants: Mapping[Any, Any] = await client.hgetall(self._tenants)
             secret: Any = await client.hget(self._salt, _SECRET)
-        keys = {_text(name): _bytes(value) for name, value in raw_keys.items()}
-        tenants = {_text(name): _bytes(value) for name, value in raw_tenants.items()}
+        keys = {text_of(name): _bytes(value) for name, value in raw_keys.items()}
+        tenants = {text_of(name): _bytes(value) for name, value in raw_tenants.items()}
         lost_keys, lost_tenants = keys.pop(_KEPT, None) is None, tenants.pop(_KEPT, None) is None
         decoded = {digest: _decode(value) for digest, value in keys.items()}
         found = {digest: record for digest, record in decoded.items() if record is not None}
-        known_secret = bytes.fromhex(_text(secret)) if secret is not None else None
+        known_secret = bytes.fromhex(text_of(secret)) if secret is not None else None
         return Kept(found, tenants, known_secret, lost_keys, lost_tenants)
 
     async def restore(self, known: Kept) -> None:
@@ -164,7 +164,7 @@ class KeyStore:
         with self._link.translated():
             await self._link.client.hsetnx(self._salt, _SECRET, made)
             found: Any = await self._link.client.hget(self._salt, _SECRET)
-        return bytes.fromhex(_text(found) if found is not None else made)
+        return bytes.fromhex(text_of(found) if found is not None else made)
 
     def changes(self, poll_s: float) -> AsyncGenerator[None, None]:
         """Yield whenever it is time to look again: after a change, else every `poll_s`. Survives outages."""
@@ -213,10 +213,6 @@ def _decode(value: Any) -> KeyRecord | None:
         return msgspec.json.decode(value, type=KeyRecord)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-
-
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _bytes(value: Any) -> bytes:

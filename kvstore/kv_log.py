@@ -24,7 +24,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from kvstore.connection import ANSWER_TIMEOUT_S, RedisLink
+from kvstore.connection import ANSWER_TIMEOUT_S, RedisLink, text_of
 from kvstore.errors import KvRecordError, RedisUnavailableError
 from kvstore.kv_record import (
     SNAPSHOT_HEAD_BYTES,
@@ -167,7 +167,7 @@ class KvLog:
         """(epoch, seq) of every snapshot there is. Forgets sources whose snapshot has expired."""
         heads: dict[SourceId, tuple[int, int]] = {}
         with self._link.translated():
-            names = sorted(_text(member) for member in await self._link.client.smembers(self._sources_key))
+            names = sorted(text_of(member) for member in await self._link.client.smembers(self._sources_key))
             for first in range(0, len(names), _HEADS_AT_ONCE):
                 part = names[first : first + _HEADS_AT_ONCE]
                 pipe = self._link.client.pipeline(transaction=False)
@@ -219,7 +219,7 @@ class KvLog:
         if seen > added or (len(entries) < _READ_ENTRIES and seen < added):
             return LogBatch((), LOG_START, True, False, 0.0)  # this is not the log that was read before
         records = tuple(fields[1] for _, fields in entries)
-        position = LogPosition(_text(entries[-1][0]) if entries else after.entry_id, seen)
+        position = LogPosition(text_of(entries[-1][0]) if entries else after.entry_id, seen)
         read_at_s = int(seconds) + int(microseconds) / 1e6
         age_s = max(0.0, read_at_s - _milliseconds(entries[0][0]) / 1000) if entries else 0.0
         return LogBatch(records, position, gone > known, seen == added, age_s)
@@ -281,12 +281,8 @@ def _head(data: bytes) -> tuple[int, int] | None:
 
 
 def _milliseconds(entry_id: bytes | str) -> int:
-    return int(_text(entry_id).partition("-")[0])
+    return int(text_of(entry_id).partition("-")[0])
 
 
 def _ttl_ms(seconds: float) -> int:
     return max(1, int(seconds * 1000))
-
-
-def _text(value: bytes | str) -> str:
-    return value if isinstance(value, str) else value.decode(errors="replace")

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from kvstore.connection import RedisLink
+from kvstore.connection import RedisLink, text_of
 from kvstore.settings import RedisSettings
 
 _HISTORY_S = 100 * 86_400
@@ -131,12 +131,8 @@ def _by_router(found: Any) -> ByRouter:
     flat = [item for pair in found.items() for item in pair] if isinstance(found, dict) else list(found)
     rows: dict[str, dict[str, int]] = {}
     for at in range(0, len(flat) - 1, 2):
-        name, _, router = _text(flat[at]).partition(":")
-        value = _text(flat[at + 1])
+        name, _, router = text_of(flat[at]).partition(":")
+        value = text_of(flat[at + 1])
         if name in _NAMES and value.isdecimal():
             rows.setdefault(router, {})[name] = int(value)
     return {router: Used(**row) for router, row in rows.items()}
-
-
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

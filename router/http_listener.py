@@ -209,8 +209,7 @@ class HttpListener:
         return _json_answer(model)
 
     def _models(self, caller: Caller) -> dict[str, dict[str, object]]:
-        cards = model_cards(self._service.fleet(), self._service.routable_models())
-        return {name: card for name, card in cards.items() if caller.may_see(name)}
+        return model_cards(self._service.fleet(), self._service.routable_models(), caller)
 
     def _openapi(self, _: str, caller: Caller) -> "_Answer":
         """What is served, as OpenAPI 3.1."""

@@ -1,5 +1,6 @@
 """The `identity` section of the configuration: API keys, tokens of an identity provider, tenants and their limits."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -126,6 +127,14 @@ class IdentitySettings(BaseModel):
     def _yaml_has_other_words(cls, value: Any) -> Any:
         """An `on` without quotes is true in YAML 1.1."""
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    def settings_of(self, tenant: str, made: Mapping[str, TenantSettings]) -> TenantSettings:
+        """What a tenant may have: its own settings, else those of `default`; `made` at run time before written ones."""
+        for name in (tenant, DEFAULT_TENANT):
+            found = made.get(name) or self.tenants.get(name)
+            if found is not None:
+                return found
+        return TenantSettings()
 
     def class_problem(self, classes: Any) -> str | None:
         """The first class named here that is none of `classes` (slo.classes), in words; or None."""

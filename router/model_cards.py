@@ -2,13 +2,16 @@
 
 from collections.abc import Collection, Iterable
 
+from router.identity.caller import Caller
 from workers.types import WorkerState
 
 MODELS_ROUTE = "/v1/models"
 
 
-def model_cards(fleet: Iterable[WorkerState], routable: Collection[str]) -> dict[str, dict[str, object]]:
-    """Cards by name: of the `routable` models, and of their adapters."""
+def model_cards(
+    fleet: Iterable[WorkerState], routable: Collection[str], caller: Caller
+) -> dict[str, dict[str, object]]:
+    """Cards by name: of the `routable` models, and of their adapters, as far as the caller may see them."""
     return {
         name: {
             "id": name,
@@ -21,4 +24,5 @@ def model_cards(fleet: Iterable[WorkerState], routable: Collection[str]) -> dict
         for worker in fleet
         if worker.spec.model in routable
         for name in (worker.spec.model, *worker.spec.adapters)
+        if caller.may_see(name)
     }

@@ -20,6 +20,7 @@ from router.class_tokens import EngineTokens
 from router.class_tokens import encode as encode_class_tokens
 from router.events import ReplicasReported
 from router.explain.decision_store import DecisionHistory
+from router.interval import wait_at_most
 from router.types import ReplicaReport
 
 _log = logging.getLogger(__name__)
@@ -79,11 +80,7 @@ class ReplicaExchange:
         """Exchange every interval until `stop`."""
         while not self._stopping.is_set():
             await self.exchange()
-            try:
-                async with asyncio.timeout(self._interval_s):
-                    await self._stopping.wait()
-            except TimeoutError:
-                pass
+            await wait_at_most(self._stopping, self._interval_s)
 
     def stop(self) -> None:
         """Let `run` end after the exchange under way."""

@@ -14,6 +14,7 @@ from kvstore.errors import RedisUnavailableError
 from router.class_counts import ClassCounts
 from router.class_gate import ClassGate
 from router.drains import Drains
+from router.interval import wait_at_most
 from router.service import RouterService
 from router.standing import STANDING_VERSION, Standing, with_refused
 from workers.ranks import engine_of
@@ -69,11 +70,7 @@ class StandingReporter:
         while not self._stopping.is_set():
             self._changed.clear()
             await self.tell()
-            try:
-                async with asyncio.timeout(_INTERVAL_S):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
+            await wait_at_most(self._changed, _INTERVAL_S)
 
     def stop(self) -> None:
         """Let `run` end after the report under way."""

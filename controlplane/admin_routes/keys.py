@@ -14,7 +14,7 @@ from kvstore.key_store import KeyRecord, KeyStore, key_id
 from router.admin_tokens import AdminRole, digest_of
 from router.identity.doorkeeper import KEY_PREFIX
 from router.identity.sources import IdentityError, made_settings, written_keys
-from router.identity_settings import DEFAULT_TENANT, IdentitySettings, KeySettings, TenantSettings
+from router.identity_settings import IdentitySettings, KeySettings
 from router.slo_settings import SloSettings
 
 _LONGEST_S = 10 * 366 * 86_400
@@ -152,9 +152,10 @@ class KeyRoutes:
 
     async def _check_open_to(self, tenant: str, service_class: str | None) -> None:
         """Raises RefusedError for a class that the tenant may not have: its requests would run as another."""
-        tenants = {**self.identity.tenants, **made_settings((await self.store.read_all()).tenants)}
-        settings = tenants.get(tenant) or tenants.get(DEFAULT_TENANT) or TenantSettings()
-        if service_class is not None and settings.classes is not None and service_class not in settings.classes:
+        if service_class is None:
+            return
+        settings = self.identity.settings_of(tenant, made_settings((await self.store.read_all()).tenants))
+        if settings.classes is not None and service_class not in settings.classes:
             allowed = ", ".join(settings.classes)
             message = f"the class {service_class!r} is not open to {tenant}; its classes are {allowed}"
             raise RefusedError(422, "class_not_open", message)

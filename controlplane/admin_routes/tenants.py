@@ -158,8 +158,7 @@ class TenantRoutes:
     async def _views(self, kept: Kept, written: Keys, names: Sequence[str]) -> list[TenantView]:
         now_s = time.time()
         made = made_settings(kept.tenants)
-        tenants = {**self.identity.tenants, **made}
-        of = {name: tenants.get(name) or tenants.get(DEFAULT_TENANT) or TenantSettings() for name in names}
+        of = {name: self.identity.settings_of(name, made) for name in names}
         periods = {name: period_of(_kind(settings), now_s) for name, settings in of.items()}
         used = await self.usage.read([(periods[name], name) for name in names])
         refused = self.refused()

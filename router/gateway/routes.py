@@ -7,7 +7,7 @@ import msgspec
 from router._generated.envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from router.errors import ApiError, bad_request
 from router.gateway.ext_proc import immediate
-from router.identity.caller import ANYBODY, Caller
+from router.identity.caller import Caller
 from router.model_cards import MODELS_ROUTE, model_cards
 from workers.engine_metrics import FORWARDED_ROUTES
 from workers.types import WorkerState
@@ -38,10 +38,10 @@ def check_mode(request_body_mode: int) -> None:
 
 
 def models_answer(
-    route: str, fleet: Iterable[WorkerState], routable: Collection[str], caller: Caller = ANYBODY
+    route: str, fleet: Iterable[WorkerState], routable: Collection[str], caller: Caller
 ) -> pb.ProcessingResponse:
     """All models that the caller may see, or one of them; raises ApiError 404."""
-    cards = {name: card for name, card in model_cards(fleet, routable).items() if caller.may_see(name)}
+    cards = model_cards(fleet, routable, caller)
     name = route.removeprefix(MODELS_ROUTE).removeprefix("/")
     if name and name not in cards:
         raise bad_request(f"the model {name!r} does not exist here", code="model_not_found", status=404)

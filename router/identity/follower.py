@@ -11,14 +11,13 @@ from collections.abc import Coroutine
 from typing import Any
 
 import aiohttp
-from pydantic import ValidationError
 
 from kvstore.errors import RedisUnavailableError
 from kvstore.key_store import Kept, KeyStore
 from router.identity.cache_salts import CacheSalts
 from router.identity.doorkeeper import Doorkeeper
 from router.identity.jwt_tokens import JwksError, JwtTokens
-from router.identity.sources import IdentityError, parse_keys, read_secret, read_text
+from router.identity.sources import IdentityError, made_settings, parse_keys, read_secret, read_text
 from router.identity_settings import IdentitySettings, TenantSettings
 
 _log = logging.getLogger(__name__)
@@ -154,14 +153,10 @@ class IdentityFollower:
 
     def _tenants(self, found: Kept) -> dict[str, TenantSettings]:
         """Those of another version are as the configuration has them."""
-        tenants: dict[str, TenantSettings] = {}
-        for name, raw in found.tenants.items():
-            try:
-                tenants[name] = TenantSettings.model_validate_json(raw)
-            except ValidationError:
-                if name not in self._refused:
-                    _log.error("what Redis has of the tenant %s is not understood: its settings are the file's", name)
-                self._refused.add(name)
+        tenants = made_settings(found.tenants)
+        for name in found.tenants.keys() - tenants.keys() - self._refused:
+            _log.error("what Redis has of the tenant %s is not understood: its settings are the file's", name)
+            self._refused.add(name)
         return tenants
 
     def _take_keys(self, text: str) -> None:

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import msgspec
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
@@ -76,6 +75,6 @@ def made_settings(tenants: Mapping[str, bytes]) -> dict[str, TenantSettings]:
     """Settings kept in Redis that can be read."""
     found: dict[str, TenantSettings] = {}
     for name, raw in tenants.items():
-        with contextlib.suppress(ValidationError, msgspec.DecodeError):
+        with contextlib.suppress(ValidationError):
             found[name] = TenantSettings.model_validate_json(raw)
     return found

@@ -13,6 +13,7 @@ from kvstore.errors import RedisUnavailableError
 from kvstore.usage_store import UsageStore
 from router.identity.caller import Allowance
 from router.identity.usage_ledger import UsageLedger
+from router.interval import wait_at_most
 
 _log = logging.getLogger(__name__)
 _MISSED_REPORTS = 8  # after as many a router has gone
@@ -47,11 +48,7 @@ class UsageExchange:
         while not self._stopping.is_set():
             if self._is_active():
                 await self.exchange()
-            try:
-                async with asyncio.timeout(self._interval_s):
-                    await self._stopping.wait()
-            except TimeoutError:
-                pass
+            await wait_at_most(self._stopping, self._interval_s)
         if self._is_active():
             await self.exchange()
 

@@ -66,7 +66,6 @@ class RouterMetrics(Collector):
         self.tenants = TenantCounts()
         self.cached = _CachedTokens()
         self._num_in_flight = num_in_flight
-        self._refused: dict[tuple[str, str], int] = {}  # of `rejected`, those of which the core has not heard
         self._num_unauthorised: Callable[[], int] = lambda: 0
         self.registry = CollectorRegistry()
         self.registry.register(self)
@@ -91,14 +90,13 @@ class RouterMetrics(Collector):
         self.requests.inc(refused.route, str(refused.status))
         if refused.code in REASONS:
             self.rejected.inc(refused.class_name, refused.code)
-            key = (refused.class_name, refused.code)
-            self._refused[key] = self._refused.get(key, 0) + 1
             if refused.tenant is not None:
                 self.tenants.refuse(refused.tenant, refused.code)
 
     def refused(self) -> dict[tuple[str, str], int]:
         """Requests of which the core has not heard, by class and reason, since the start."""
-        return {**self._refused, (NO_CLASS, UNAUTHORISED): self._num_unauthorised()}
+        refused = {(name, reason): number for (name, reason), number in self.rejected.items() if reason in REASONS}
+        return {**refused, (NO_CLASS, UNAUTHORISED): self._num_unauthorised()}
 
     def observe_slo(self, service_class: str, promised: bool, met: bool, tpot_s: float) -> None:
         """A streamed request has ended well."""
